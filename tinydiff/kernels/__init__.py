@@ -1,0 +1,1 @@
+"""Fast CPU kernels in Numba, by family. Nothing here is imported until an op first runs one."""

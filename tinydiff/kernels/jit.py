@@ -1,0 +1,61 @@
+"""How the CPU kernels are compiled: `njit` with one set of flags, an on-disk cache of our own, and a notice on first use.
+
+The cache folder is keyed by a hash of this package's sources: Numba's own check looks only at the file that defines the kernel,
+so a kernel that inlines a helper from another file would go stale. TINYDIFF_CACHE_DIR moves the cache; where it can't be
+written, kernels are compiled anew in a temporary folder and everything else works as before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numba
+import platformdirs
+from numba.core import event
+
+# Contraction to FMA and reordering of sums, but NaN, infinities and the sign of zero stay what IEEE says.
+FASTMATH = {"contract", "reassoc", "arcp"}
+
+
+def cache_folder() -> Path:
+    """The folder that compiled kernels are kept in, made if it can be, else a temporary one."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    root = os.environ.get("TINYDIFF_CACHE_DIR") or platformdirs.user_cache_dir("tinydiff")
+    folder = Path(root) / f"kernels-{digest.hexdigest()[:16]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="tinydiff-kernels-"))
+
+
+class _Notice(event.Listener):
+    """Says once that kernels are being compiled, so that the first run's wait has a reason."""
+
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        if not self.said and os.environ.get("TINYDIFF_QUIET") is None:
+            print("tinydiff: compiling kernels (first run only) …", file=sys.stderr, flush=True)
+        _Notice.said = True
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+numba.config.CACHE_DIR = str(cache_folder())
+event.register("numba:compile", _Notice())
+
+
+def njit(*args: Any, **options: Any) -> Any:
+    """`numba.njit` with the package's defaults (cached on disk, `FASTMATH`, no bounds checks, division as in C)."""
+    settings = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True} | options
+    return numba.njit(*args, **settings)
