@@ -1,0 +1,20 @@
+"""tinydiff: a small autograd engine that builds and trains everything inside Stable Diffusion.
+
+import tinydiff as td
+
+x = td.tensor([1.0, 2.0, 3.0], requires_grad=True)
+y = (x * x).sum()
+y.backward()
+x.grad                       # tensor([2., 4., 6.])
+"""
+
+from __future__ import annotations
+
+from tinydiff import ops
+from tinydiff.autograd import checkpoint, enable_grad, grad, hvp, is_grad_enabled, jvp, no_grad, set_grad_enabled, vjp
+from tinydiff.backend import get_num_threads, set_num_threads
+from tinydiff.op import fused, op
+from tinydiff.random import manual_seed
+from tinydiff.tensor import Tensor, as_tensor, from_dlpack, from_numpy, tensor
+
+__version__ = "0.1.0"

@@ -1,0 +1,413 @@
+"""The tape: what was recorded, and how gradients run back along it.
+
+Each recorded op leaves a `Node`. Nodes are numbered as they are made and an op's inputs exist before it does, so visiting
+nodes by falling number is a topological order: no recursion, no sorting pass, the same order every time. Nodes point only
+backwards (to older nodes and to leaves), so a graph holds no reference cycle and dies by reference counting.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinydiff import random
+from tinydiff.tensor import Tensor, as_tensor
+
+if TYPE_CHECKING:
+    from types import CodeType
+
+    from tinydiff.op import Op
+
+
+class _State(threading.local):
+    """What recording looks at, per thread."""
+
+    enabled = True
+    region: _Region | None = None
+
+
+STATE = _State()
+_serials = count()
+RELEASED: Any = object()  # stands in `Node.saved` once backward has consumed the node
+
+
+class Node:
+    """One recorded op: which op, where its gradients go, and what its vector-Jacobian product will read.
+
+    Attributes:
+        op, params: what ran, with which keyword parameters.
+        edges: per input, where its gradient goes: the Node that made it, the leaf Tensor itself, or None.
+        saved: per input the Tensor (or number) that the op's rules read, else None.
+        versions: of the saved inputs that `assign_` may change, the version when saved.
+        output: the result's raw array if a rule reads it (a Tensor here would be a reference cycle).
+        cache: what the kernel that ran computed on the side.
+        shape: of the result. shapes: of the inputs, if a rule reads them.
+        where: (code, instruction offset) of the call, for messages; never a frame, which would keep its locals alive.
+    """
+
+    __slots__ = ("cache", "edges", "hooks", "op", "output", "params", "saved", "serial", "shape", "shapes", "versions", "where")
+
+    def __init__(self, op: Op, edges: tuple, params: dict[str, Any], shape: tuple[int, ...], where: tuple[CodeType, int]) -> None:
+        self.op = op
+        self.edges = edges
+        self.params = params
+        self.shape = shape
+        self.where = where
+        self.serial = next(_serials)
+        self.saved: Any = ()
+        self.versions: Any = None
+        self.output: Any = None
+        self.cache: Any = None
+        self.shapes: Any = None
+        self.hooks: list[Callable[[Tensor], Tensor | None]] | None = None
+
+    def line(self) -> str:
+        """Where in the program the op was called, as "file:line"."""
+        code, offset = self.where
+        lines = [number for start, end, number in code.co_lines() if start <= offset < end and number]
+        return f"{code.co_filename}:{lines[0] if lines else code.co_firstlineno}"
+
+    def inputs(self) -> Sequence[Any]:
+        """The saved inputs, recomputed first if they were dropped by a checkpoint. Raises RuntimeError if stale or released."""
+        saved = self.saved
+        if saved is RELEASED:
+            raise RuntimeError(
+                f"the graph of {self.op.name} (called at {self.line()}) was released by an earlier backward; "
+                "pass retain_graph=True to that one"
+            )
+        if type(saved) is _Dropped:
+            saved, self.versions, self.output, self.cache = saved.region.restore(saved.position)
+            self.saved = saved
+        if self.versions is not None:
+            for value, version in zip(saved, self.versions):
+                if version is not None and value.version[0] != version:
+                    raise RuntimeError(
+                        f"a value that {self.op.name} (called at {self.line()}) saved for backward was changed by assign_ since; "
+                        "run the forward pass again, or backward before the change"
+                    )
+        return saved
+
+    def release(self) -> None:
+        """Let go of everything that only the backward pass needed."""
+        self.saved, self.edges, self.output, self.cache, self.versions = RELEASED, (), None, None, None
+
+
+# Switching recording off and on.
+
+
+def is_grad_enabled() -> bool:
+    """Whether ops on tensors that require gradients are recorded."""
+    return STATE.enabled
+
+
+@contextmanager
+def set_grad_enabled(enabled: bool) -> Iterator[None]:
+    """Record, or don't, inside the block."""
+    before, STATE.enabled = STATE.enabled, enabled
+    try:
+        yield
+    finally:
+        STATE.enabled = before
+
+
+def no_grad() -> Any:
+    """A block (or a decorator) in which nothing is recorded."""
+    return set_grad_enabled(False)
+
+
+def enable_grad() -> Any:
+    """A block (or a decorator) in which recording is on again."""
+    return set_grad_enabled(True)
+
+
+# Going backward.
+
+
+def _run(
+    outputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    wanted: set | None,
+    retain_graph: bool,
+    create_graph: bool,
+    observe: Callable[[Node, Tensor, Sequence[Tensor | None]], None] | None = None,
+) -> dict[Any, Tensor]:
+    """Push cotangents back to the leaves, or to the targets in `wanted`; returns the gradient of each target.
+
+    A target is a Node or a leaf Tensor. With `wanted`, only ops on a path to one of them run.
+    """
+    from tinydiff.ops import add, sum_to
+
+    pending: dict[Any, Tensor] = {}
+    heap: list[tuple[int, Node]] = []
+    leaves: dict[Any, Tensor] = {}
+    useful = None if wanted is None else _leading_to(wanted, outputs)
+
+    def send(target: Any, gradient: Tensor) -> None:
+        if gradient.data.shape != target.shape:
+            gradient = sum_to(gradient, target.shape)
+        pool = pending if type(target) is Node else leaves
+        if target in pool:
+            pool[target] = add(pool[target], gradient)
+        else:
+            pool[target] = gradient
+            if pool is pending:
+                heapq.heappush(heap, (-target.serial, target))
+
+    with set_grad_enabled(create_graph):
+        for output, cotangent in zip(outputs, cotangents):
+            target = output.node or output
+            if useful is None or target in useful:
+                send(target, cotangent)
+        while heap:
+            node = heapq.heappop(heap)[1]
+            gradient = pending.pop(node)
+            if node.hooks:
+                gradient = _call_hooks(node.hooks, gradient)
+            if wanted is not None and node in wanted:
+                leaves[node] = gradient
+            edges = node.edges
+            if node.saved is RELEASED:
+                node.inputs()
+            if useful is not None:
+                edges = tuple([edge if edge in useful else None for edge in edges])
+                if all(edge is None for edge in edges):
+                    continue
+            gradients = node.op.backpropagate(node, gradient, edges, create_graph)
+            if observe is not None:
+                observe(node, gradient, gradients)
+            if not retain_graph:
+                node.release()
+            for edge, grad in zip(edges, gradients):
+                if edge is not None and grad is not None:
+                    send(edge, grad)
+        for target, gradient in leaves.items():
+            if target.hooks and type(target) is not Node:
+                leaves[target] = _call_hooks(target.hooks, gradient)
+    return leaves
+
+
+def _call_hooks(hooks: Sequence[Callable[[Tensor], Tensor | None]], gradient: Tensor) -> Tensor:
+    for hook in hooks:
+        replaced = hook(gradient)
+        if replaced is not None:
+            if replaced.shape != gradient.shape:
+                raise ValueError(f"a hook returned shape {replaced.shape} for a gradient of shape {gradient.shape}")
+            gradient = replaced
+    return gradient
+
+
+def reachable(outputs: Iterable[Tensor]) -> list[Node]:
+    """All nodes behind `outputs`, oldest first."""
+    found: set[Node] = set()
+    stack = [output.node for output in outputs if output.node is not None]
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack.extend(edge for edge in node.edges if type(edge) is Node)
+    return sorted(found, key=lambda node: node.serial)
+
+
+def _leading_to(wanted: set, outputs: Sequence[Tensor]) -> set:
+    """The targets behind `outputs` through which a gradient reaches one of `wanted`, those included."""
+    useful = set(wanted)
+    for node in reachable(outputs):
+        if any(edge in useful for edge in node.edges if edge is not None):
+            useful.add(node)
+    return useful
+
+
+def _cotangents(outputs: Sequence[Tensor], given: Any) -> list[Tensor]:
+    """The starting gradients: as given, or 1 for outputs of one element."""
+    given = (
+        [None] * len(outputs)
+        if given is None
+        else [given]
+        if len(outputs) == 1 and not isinstance(given, list | tuple)
+        else given
+    )
+    if len(given) != len(outputs):
+        raise ValueError(f"{len(outputs)} outputs need as many gradients, not {len(given)}")
+    result = []
+    for output, cotangent in zip(outputs, given):
+        if not output.requires_grad:
+            raise RuntimeError("this tensor does not depend on anything with requires_grad=True, so it has no gradients")
+        if cotangent is None:
+            if output.size != 1:
+                raise RuntimeError(
+                    f"backward from shape {output.shape} needs a gradient of that shape; without one, reduce to a scalar"
+                )
+            cotangent = np.ones(output.shape, output.dtype)
+        cotangent = as_tensor(cotangent)
+        if cotangent.shape != output.shape:
+            raise ValueError(f"the gradient of an output of shape {output.shape} can't have shape {cotangent.shape}")
+        if cotangent.dtype != output.dtype:
+            from tinydiff.ops import astype
+
+            cotangent = astype(cotangent, output.dtype)
+        result.append(cotangent)
+    return result
+
+
+def backward(tensors: Any, grad: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
+    """Add to `.grad` of each leaf behind `tensors` (one, or a list) the gradient of their sum, weighted by `grad`.
+
+    `grad` has each tensor's shape and may be left out for tensors of one element. The graph is released as it is
+    consumed unless `retain_graph` (or `create_graph`, which records the gradients' own graph as well).
+    Raises RuntimeError for a graph already released, a saved value changed since, or a tensor without gradients.
+    """
+    outputs = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    found = _run(outputs, _cotangents(outputs, grad), None, retain_graph or create_graph, create_graph)
+    for leaf, gradient in found.items():
+        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+
+
+def grad(
+    outputs: Any, inputs: Any, grad_outputs: Any = None, create_graph: bool = False, retain_graph: bool | None = None
+) -> Any:
+    """The gradient of `outputs`, weighted by `grad_outputs`, by each of `inputs`: a tensor for a tensor, a tuple for a list.
+
+    Inputs may be leaves or results; one that the outputs don't depend on gets zeros. Only ops between the two run, and
+    `.grad` is untouched. With `create_graph` the gradients can be differentiated again. `retain_graph` defaults to it.
+    """
+    single = isinstance(inputs, Tensor)
+    targets = [inputs] if single else list(inputs)
+    for position, target in enumerate(targets):
+        if not isinstance(target, Tensor) or not target.requires_grad:
+            raise RuntimeError(f"input {position} of grad() does not require gradients; make it with requires_grad=True")
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    retain = create_graph if retain_graph is None else retain_graph
+    wanted = {target.node or target for target in targets}
+    found = _run(outputs, _cotangents(outputs, grad_outputs), wanted, retain, create_graph)
+    results = []
+    for target in targets:
+        gradient = found.get(target.node or target)
+        results.append(Tensor(np.zeros(target.shape, target.dtype)) if gradient is None else gradient)
+    return results[0] if single else tuple(results)
+
+
+# Products with the Jacobian and the Hessian of a function of tensors.
+
+
+def _aliases(values: Any) -> tuple[list[Tensor], bool]:
+    """Fresh leaves with the same values, and whether a single tensor was given."""
+    single = isinstance(values, Tensor)
+    return [as_tensor(v).detach().requires_grad_() for v in ([values] if single else values)], single
+
+
+def _listed(values: Any, expected: int) -> list[Tensor]:
+    listed = [as_tensor(v) for v in (values if isinstance(values, list | tuple) else [values])]
+    if len(listed) != expected:
+        raise ValueError(f"{expected} tensors need as many vectors, not {len(listed)}")
+    return listed
+
+
+def vjp(fn: Callable[..., Tensor], inputs: Any, v: Any) -> tuple[Tensor, Any]:
+    """(fn(*inputs), vᵀJ): the vector-Jacobian product, by one backward pass. `v` has the output's shape."""
+    leaves, single = _aliases(inputs)
+    with enable_grad():
+        output = fn(*leaves)
+    products = grad(output, leaves, v)
+    return output.detach(), products[0] if single else products
+
+
+def jvp(fn: Callable[..., Tensor], inputs: Any, v: Any) -> tuple[Tensor, Tensor]:
+    """(fn(*inputs), Jv): the Jacobian-vector product, as the derivative of vᵀJ by its vector (two backward passes)."""
+    leaves, _ = _aliases(inputs)
+    vectors = _listed(v, len(leaves))
+    with enable_grad():
+        output = fn(*leaves)
+        probe = Tensor(np.zeros(output.shape, output.dtype), requires_grad=True)
+        products = grad(output, leaves, probe, create_graph=True)
+        linear = [p for p in products if p.requires_grad]
+        if not linear:
+            return output.detach(), Tensor(np.zeros(output.shape, output.dtype))
+        kept = [vector for vector, p in zip(vectors, products) if p.requires_grad]
+    return output.detach(), grad(linear, probe, kept)
+
+
+def hvp(fn: Callable[..., Tensor], inputs: Any, v: Any) -> tuple[Tensor, Any]:
+    """(fn(*inputs), Hv) for a scalar `fn`: the Hessian-vector product, as the gradient of ⟨gradient, v⟩."""
+    leaves, single = _aliases(inputs)
+    vectors = _listed(v, len(leaves))
+    with enable_grad():
+        output = fn(*leaves)
+        gradients = grad(output, leaves, create_graph=True)
+        linear = [(g, u) for g, u in zip(gradients, vectors) if g.requires_grad]
+    if not linear:
+        products: Any = tuple(Tensor(np.zeros(leaf.shape, leaf.dtype)) for leaf in leaves)
+    else:
+        products = grad([g for g, _ in linear], leaves, [u for _, u in linear])
+    return output.detach(), products[0] if single else products
+
+
+# Checkpoints: forget what a region saved, and compute it again when backward asks.
+
+
+class _Region:
+    """A checkpointed call: nodes recorded inside keep their edges, but not what they saved."""
+
+    def __init__(self, fn: Callable[..., Any], args: tuple, kwargs: dict) -> None:
+        self.fn, self.args, self.kwargs = fn, args, kwargs
+        self.random_state = random.get_state()
+        self.size = 0
+        self.restored: dict[int, tuple] | None = None
+        self.recording: list[Node] | None = None
+
+    def drop(self, node: Node) -> None:
+        """Take what a node just recorded saved; called by `apply` while the region runs."""
+        if self.recording is not None:
+            self.recording.append(node)
+        else:
+            node.saved, node.versions, node.output, node.cache = _Dropped(self, self.size), None, None, None
+            self.size += 1
+
+    def restore(self, position: int) -> tuple:
+        """What the node at `position` saved. Runs the region again if need be."""
+        if self.restored is None or position not in self.restored:
+            self.recording, before = [], (STATE.region, random.get_state())
+            try:
+                STATE.region = self
+                random.set_state(self.random_state)
+                with enable_grad():
+                    self.fn(*self.args, **self.kwargs)
+                if len(self.recording) != self.size:
+                    raise RuntimeError(
+                        f"the checkpointed function recorded {self.size} ops first and {len(self.recording)} when run again; "
+                        "it must do the same work both times"
+                    )
+                self.restored = {i: (n.saved, n.versions, n.output, n.cache) for i, n in enumerate(self.recording)}
+            finally:
+                self.recording = None
+                STATE.region, state = before
+                random.set_state(state)
+        return self.restored.pop(position)
+
+
+class _Dropped:
+    """Stands in `Node.saved` for what a checkpointed region will compute again."""
+
+    __slots__ = ("position", "region")
+
+    def __init__(self, region: _Region, position: int) -> None:
+        self.region, self.position = region, position
+
+
+def checkpoint(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`fn(*args, **kwargs)`, without keeping what its ops save: backward runs `fn` once more to get it (Chen et al. 2016).
+
+    `fn` must do the same both times; the default random generator is wound back for the second run.
+    """
+    if not STATE.enabled:
+        return fn(*args, **kwargs)
+    before, STATE.region = STATE.region, _Region(fn, args, kwargs)
+    try:
+        return fn(*args, **kwargs)
+    finally:
+        STATE.region = before

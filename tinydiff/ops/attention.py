@@ -1,0 +1,81 @@
+"""Scaled-dot-product attention."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tinydiff import kernels
+from tinydiff.backend import Array
+from tinydiff.op import fused
+from tinydiff.ops.elementwise import astype, mul, where
+from tinydiff.ops.linalg import matmul
+from tinydiff.ops.reduce import softmax
+from tinydiff.ops.shape import transpose
+from tinydiff.tensor import Tensor
+
+MASKED = -1e30  # far below any score, yet finite: rows with nothing to attend stay free of NaN
+
+
+def _mask(mask: Any, is_causal: bool, scores: tuple[int, ...]) -> Array | None:
+    """The boolean mask that holds (True: may attend), or None."""
+    if mask is not None:
+        mask = mask.data if isinstance(mask, Tensor) else np.asarray(mask)
+        if mask.dtype != bool:
+            raise TypeError(f"scaled_dot_product_attention: mask must be boolean (True: may attend), not {mask.dtype}")
+    if is_causal:
+        causal = np.tri(scores[-2], scores[-1], dtype=bool)
+        mask = causal if mask is None else mask & causal
+    return mask
+
+
+def _flops(out: Array, q: Array, k: Array, *rest: Any, **params: Any) -> float:
+    return 4 * out.size * k.shape[-2]
+
+
+@fused(flops=_flops)
+def scaled_dot_product_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Any = None, is_causal: bool = False, scale: float | None = None
+) -> Tensor:
+    """softmax(q kᵀ · scale) v, per head (Vaswani et al. 2017).
+
+    Args:
+        q: (N, heads, L, size). k: (N, heads, S, size). v: (N, heads, S, value size).
+        mask: boolean, broadcastable to (N, heads, L, S); True where a query may attend. A row without any gives zeros.
+        is_causal: query i attends only to keys 0 … i. scale: by default size^-½.
+
+    The kernels never store the L×S matrix; the composition that other devices and second derivatives run does.
+    Raises ValueError when shapes disagree, TypeError for a mask of numbers.
+    """
+    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
+        raise ValueError(
+            f"attention needs q (N, heads, L, D), k (N, heads, S, D), v (N, heads, S, E), not {q.shape}, {k.shape}, {v.shape}"
+        )
+    scores = mul(matmul(q, transpose(k, -1, -2)), q.shape[-1] ** -0.5 if scale is None else scale)
+    allowed = _mask(mask, is_causal, scores.shape)
+    if allowed is None:
+        return matmul(softmax(scores, -1), v)
+    weights = mul(softmax(where(allowed, scores, MASKED), -1), astype(Tensor(allowed), scores.dtype))
+    return matmul(weights, v)
+
+
+@scaled_dot_product_attention.kernel("numpy", when=lambda q, k, v, **params: q.ndim == 4 and q.size * k.shape[2] >= 1 << 17)
+def _(q: Array, k: Array, v: Array, mask: Any, is_causal: bool, scale: float | None) -> Any:
+    if q.shape[:2] != k.shape[:2] or q.shape[:2] != v.shape[:2] or q.shape[3] != k.shape[3] or k.shape[2] != v.shape[2]:
+        return NotImplemented
+    mask = _mask(mask, False, (q.shape[2], k.shape[2]))
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    found = kernels.attention.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=scale)
+    return found if found is NotImplemented else (found[0], found)
+
+
+@scaled_dot_product_attention.kernel_backward("numpy")
+def _(g: Array, q: Array, k: Array, v: Array, cache: Any, mask: Any, is_causal: bool, scale: float | None) -> Any:
+    out, logsumexp = cache
+    mask = _mask(mask, False, (q.shape[2], k.shape[2]))
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    return kernels.attention.scaled_dot_product_attention_backward(
+        g, q, k, v, mask, out, logsumexp, is_causal=is_causal, scale=scale
+    )

@@ -1,0 +1,526 @@
+"""Elementwise ops, broadcasting like NumPy. Gradients of broadcast inputs are summed back by the tape, in one place."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tinydiff import kernels
+from tinydiff.backend import Array, check_dtype
+from tinydiff.op import fused, op
+from tinydiff.tensor import Tensor
+
+SQRT_HALF = math.sqrt(0.5)
+TWO_OVER_SQRT_PI = 2 / math.sqrt(math.pi)
+
+
+def large(x: Array, *others: Any, **params: Any) -> bool:
+    """Whether one array is big enough for a compiled kernel to beat NumPy's call (and to be worth importing Numba)."""
+    return x.size >= 8192
+
+
+# Casting.
+
+
+@op(dtypes="any", name="astype")
+def _astype(xp: Any, x: Array, dtype: Any) -> Array:
+    return x.astype(dtype)
+
+
+@_astype.vjp
+def _(g: Tensor, x: Tensor) -> Tensor:
+    return astype(g, x.dtype)
+
+
+def astype(x: Tensor, dtype: Any) -> Tensor:
+    """`x` converted to `dtype`; the gradient is converted back. Integers and booleans end the gradient's way."""
+    dtype = check_dtype(dtype)
+    if dtype.kind != "f":
+        return Tensor(x.data.astype(dtype))
+    return _astype(x, dtype)
+
+
+# Arithmetic.
+
+
+@op(dtypes="same")
+def add(xp: Any, x: Array, y: Array) -> Array:
+    """x + y."""
+    return xp.add(x, y)
+
+
+@add.kernel("numpy", when=lambda x, y: getattr(x, "size", 0) >= 1 << 18)
+def _(x: Array, y: Array) -> Any:
+    return kernels.activation.add(x, y)
+
+
+@add.vjp("x")
+def _(g: Tensor) -> Tensor:
+    return g
+
+
+@add.vjp("y")
+def _(g: Tensor) -> Tensor:
+    return g
+
+
+@op(dtypes="same")
+def sub(xp: Any, x: Array, y: Array) -> Array:
+    """x - y."""
+    return xp.subtract(x, y)
+
+
+@sub.vjp("x")
+def _(g: Tensor) -> Tensor:
+    return g
+
+
+@sub.vjp("y")
+def _(g: Tensor) -> Tensor:
+    return neg(g)
+
+
+@op(dtypes="same")
+def mul(xp: Any, x: Array, y: Array) -> Array:
+    """x · y."""
+    return xp.multiply(x, y)
+
+
+@mul.vjp("x")
+def _(g: Tensor, y: Any) -> Tensor:
+    return mul(g, y)
+
+
+@mul.vjp("y")
+def _(g: Tensor, x: Any) -> Tensor:
+    return mul(g, x)
+
+
+@op
+def div(xp: Any, x: Array, y: Array) -> Array:
+    """x / y, of floats (integers become float32)."""
+    return xp.true_divide(x, y)
+
+
+@div.vjp("x")
+def _(g: Tensor, y: Any) -> Tensor:
+    return div(g, y)
+
+
+@div.vjp("y")
+def _(g: Tensor, x: Any, y: Any) -> Tensor:
+    return neg(div(mul(g, x), mul(y, y)))
+
+
+@op(dtypes="same")
+def neg(xp: Any, x: Array) -> Array:
+    """-x. Raises TypeError for booleans."""
+    return xp.negative(x)
+
+
+@neg.vjp
+def _(g: Tensor) -> Tensor:
+    return neg(g)
+
+
+@op
+def pow(xp: Any, x: Array, exponent: Array) -> Array:
+    """x ** exponent, of floats. The derivative at x = 0 of x ** 0 is 0, and so is the one by the exponent at x = 0."""
+    return xp.power(x, exponent)
+
+
+@pow.vjp("x")
+def _(g: Tensor, x: Any, exponent: Any) -> Tensor:
+    if not isinstance(exponent, Tensor):
+        if exponent == 0:
+            return mul(g, mul(x, 0.0))
+        return mul(g, mul(x if exponent == 2 else pow(x, exponent - 1), float(exponent)))
+    powered = pow(x, where(exponent == 0, 1.0, exponent - 1.0))
+    return mul(g, mul(exponent, powered))
+
+
+@pow.vjp("exponent")
+def _(g: Tensor, x: Any, exponent: Any) -> Tensor:
+    if not isinstance(x, Tensor):
+        return mul(g, mul(pow(x, exponent), math.log(x) if x > 0 else 0.0))
+    zero = x == 0
+    return mul(g, where(zero, 0.0, mul(pow(x, exponent), log(where(zero, 1.0, x)))))
+
+
+# Exponentials and roots.
+
+
+@op
+def exp(xp: Any, x: Array) -> Array:
+    """eˣ."""
+    return xp.exp(x)
+
+
+@exp.vjp
+def _(g: Tensor, out: Tensor) -> Tensor:
+    return mul(g, out)
+
+
+@op
+def expm1(xp: Any, x: Array) -> Array:
+    """eˣ - 1, accurate near 0."""
+    return xp.expm1(x)
+
+
+@expm1.vjp
+def _(g: Tensor, x: Tensor) -> Tensor:
+    return mul(g, exp(x))
+
+
+@op
+def log(xp: Any, x: Array) -> Array:
+    """The natural logarithm; -inf at 0 and NaN below."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return xp.log(x)
+
+
+@log.vjp
+def _(g: Tensor, x: Tensor) -> Tensor:
+    return div(g, x)
+
+
+@op
+def log1p(xp: Any, x: Array) -> Array:
+    """log(1 + x), accurate near 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return xp.log1p(x)
+
+
+@log1p.vjp
+def _(g: Tensor, x: Tensor) -> Tensor:
+    return div(g, add(x, 1.0))
+
+
+@op
+def sqrt(xp: Any, x: Array) -> Array:
+    """√x; NaN below 0. The gradient is infinite at 0."""
+    with np.errstate(invalid="ignore"):
+        return xp.sqrt(x)
+
+
+@sqrt.vjp
+def _(g: Tensor, out: Tensor) -> Tensor:
+    return div(mul(g, 0.5), out)
+
+
+@op
+def rsqrt(xp: Any, x: Array) -> Array:
+    """1/√x."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 1 / xp.sqrt(x)
+
+
+@rsqrt.vjp
+def _(g: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    return div(mul(mul(g, -0.5), out), x)
+
+
+@op
+def sin(xp: Any, x: Array) -> Array:
+    """Sine of x in radians."""
+    return xp.sin(x)
+
+
+@sin.vjp
+def _(g: Tensor, x: Tensor) -> Tensor:
+    return mul(g, cos(x))
+
+
+@op
+def cos(xp: Any, x: Array) -> Array:
+    """Cosine of x in radians."""
+    return xp.cos(x)
+
+
+@cos.vjp
+def _(g: Tensor, x: Tensor) -> Tensor:
+    return neg(mul(g, sin(x)))
+
+
+@op
+def erf(xp: Any, x: Array) -> Array:
+    """The error function 2/√π ∫₀ˣ exp(-t²) dt."""
+    if xp is np:
+        return kernels.special.erf(x)
+    from cupyx.scipy import special
+
+    return special.erf(x)
+
+
+@erf.vjp
+def _(g: Tensor, x: Tensor) -> Tensor:
+    return mul(g, mul(exp(neg(mul(x, x))), TWO_OVER_SQRT_PI))
+
+
+# Activations.
+
+
+@op
+def tanh(xp: Any, x: Array) -> Array:
+    """Hyperbolic tangent."""
+    return xp.tanh(x)
+
+
+@tanh.kernel("numpy", when=large)
+def _(x: Array) -> Any:
+    return kernels.activation.tanh(x)
+
+
+@tanh.vjp
+def _(g: Tensor, out: Tensor) -> Tensor:
+    return mul(g, sub(1.0, mul(out, out)))
+
+
+def stable_sigmoid(xp: Any, x: Array) -> Array:
+    """1/(1 + e⁻ˣ) as ½(1 + tanh(x/2)): no overflow on either side."""
+    return 0.5 * (xp.tanh(0.5 * x) + 1)
+
+
+@op
+def sigmoid(xp: Any, x: Array) -> Array:
+    """1/(1 + e⁻ˣ)."""
+    return stable_sigmoid(xp, x)
+
+
+@sigmoid.kernel("numpy", when=large)
+def _(x: Array) -> Any:
+    return kernels.activation.sigmoid(x)
+
+
+@sigmoid.vjp
+def _(g: Tensor, out: Tensor) -> Tensor:
+    return mul(g, mul(out, sub(1.0, out)))
+
+
+@op
+def relu(xp: Any, x: Array) -> Array:
+    """max(x, 0). The derivative at 0 is 0."""
+    return xp.maximum(x, 0)
+
+
+@relu.vjp
+def _(g: Tensor, x: Tensor) -> Tensor:
+    return mul(g, astype(x > 0, g.dtype))
+
+
+@op
+def silu(xp: Any, x: Array) -> Array:
+    """x · sigmoid(x), also called swish (Elfwing et al. 2017)."""
+    return x * stable_sigmoid(xp, x)
+
+
+@silu.vjp
+def _(g: Tensor, x: Tensor) -> Tensor:
+    s = sigmoid(x)
+    return mul(g, mul(s, add(1.0, mul(x, sub(1.0, s)))))
+
+
+@silu.kernel("numpy", when=large)
+def _(x: Array) -> Any:
+    return kernels.activation.silu(x)
+
+
+@silu.kernel_backward("numpy")
+def _(g: Array, x: Array) -> Any:
+    return kernels.activation.silu_backward(g, x)
+
+
+@fused
+def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    """x · Φ(x), with the normal distribution's Φ by erf, or by tanh if `approximate="tanh"` (Hendrycks & Gimpel 2016)."""
+    if approximate == "none":
+        return x * (erf(x * SQRT_HALF) + 1.0) * 0.5
+    if approximate == "tanh":
+        return x * (tanh((x + x * x * x * 0.044715) * math.sqrt(2 / math.pi)) + 1.0) * 0.5
+    raise ValueError(f"gelu: approximate must be 'none' or 'tanh', not {approximate!r}")
+
+
+@gelu.kernel("numpy", when=large)
+def _(x: Array, approximate: str) -> Any:
+    return kernels.activation.gelu(x, approximate)
+
+
+@gelu.kernel_backward("numpy")
+def _(g: Array, x: Array, approximate: str) -> Any:
+    return kernels.activation.gelu_backward(g, x, approximate)
+
+
+@fused
+def quick_gelu(x: Tensor) -> Tensor:
+    """x · sigmoid(1.702 x), the GELU of CLIP."""
+    return x * sigmoid(x * 1.702)
+
+
+@quick_gelu.kernel("numpy", when=large)
+def _(x: Array) -> Any:
+    return kernels.activation.quick_gelu(x)
+
+
+@quick_gelu.kernel_backward("numpy")
+def _(g: Array, x: Array) -> Any:
+    return kernels.activation.quick_gelu_backward(g, x)
+
+
+@op
+def softplus(xp: Any, x: Array) -> Array:
+    """log(1 + eˣ), without overflow."""
+    return xp.logaddexp(x, xp.zeros((), x.dtype))
+
+
+@softplus.vjp
+def _(g: Tensor, x: Tensor) -> Tensor:
+    return mul(g, sigmoid(x))
+
+
+# Choices. Where two arguments tie, the gradient is shared between them equally.
+
+
+@op(dtypes="same")
+def abs(xp: Any, x: Array) -> Array:
+    """|x|. The derivative at 0 is 0."""
+    return xp.abs(x)
+
+
+@abs.vjp
+def _(g: Tensor, x: Tensor) -> Tensor:
+    return mul(g, sign(x))
+
+
+@op(dtypes="same")
+def maximum(xp: Any, x: Array, y: Array) -> Array:
+    """The larger of x and y, NaN if either is."""
+    return xp.maximum(x, y)
+
+
+@op(dtypes="same")
+def minimum(xp: Any, x: Array, y: Array) -> Array:
+    """The smaller of x and y, NaN if either is."""
+    return xp.minimum(x, y)
+
+
+@maximum.vjp("x")
+def _(g: Tensor, x: Any, y: Any) -> Tensor:
+    return mul(g, _share(x, y, g.dtype))
+
+
+@maximum.vjp("y")
+def _(g: Tensor, x: Any, y: Any) -> Tensor:
+    return mul(g, _share(y, x, g.dtype))
+
+
+@minimum.vjp("x")
+def _(g: Tensor, x: Any, y: Any) -> Tensor:
+    return mul(g, _share(y, x, g.dtype))
+
+
+@minimum.vjp("y")
+def _(g: Tensor, x: Any, y: Any) -> Tensor:
+    return mul(g, _share(x, y, g.dtype))
+
+
+def _share(x: Any, y: Any, dtype: Any) -> Tensor:
+    """1 where x > y, ½ where equal, else 0."""
+    return add(astype(gt(x, y), dtype), mul(astype(eq(x, y), dtype), 0.5))
+
+
+@op(dtypes="same")
+def clip(xp: Any, x: Array, min: Any = None, max: Any = None) -> Array:
+    """x held between the numbers `min` and `max` (None: no bound). The derivative is 1 inside and at the bounds, else 0."""
+    return xp.clip(x, min, max)
+
+
+@clip.vjp
+def _(g: Tensor, x: Tensor, min: Any, max: Any) -> Tensor:
+    low = True if min is None else x.data >= min
+    high = True if max is None else x.data <= max
+    return mul(g, Tensor((low & high if min is not None or max is not None else x.data == x.data).astype(g.dtype)))
+
+
+@op(dtypes="same", name="where")
+def _where(xp: Any, x: Array, y: Array, condition: Any) -> Array:
+    return xp.where(condition, x, y)
+
+
+@_where.vjp("x")
+def _(g: Tensor, condition: Any) -> Tensor:
+    return mul(g, Tensor(condition.astype(g.dtype)))
+
+
+@_where.vjp("y")
+def _(g: Tensor, condition: Any) -> Tensor:
+    return mul(g, Tensor((~condition).astype(g.dtype)))
+
+
+def where(condition: Any, x: Any, y: Any) -> Tensor:
+    """x where the boolean `condition` holds, else y; all three broadcast. Raises TypeError for a condition of numbers."""
+    mask = condition.data if isinstance(condition, Tensor) else np.asarray(condition)
+    if mask.dtype != bool:
+        raise TypeError(f"where needs a boolean condition, not {mask.dtype}; compare with something, as in `x > 0`")
+    return _where(x, y, mask)
+
+
+# Not differentiable: comparisons give booleans, sign a piecewise constant.
+
+
+@op(dtypes="same")
+def eq(xp: Any, x: Array, y: Array) -> Array:
+    """x == y, as booleans."""
+    return xp.equal(x, y)
+
+
+@op(dtypes="same")
+def ne(xp: Any, x: Array, y: Array) -> Array:
+    """x != y, as booleans."""
+    return xp.not_equal(x, y)
+
+
+@op(dtypes="same")
+def lt(xp: Any, x: Array, y: Array) -> Array:
+    """x < y, as booleans."""
+    return xp.less(x, y)
+
+
+@op(dtypes="same")
+def le(xp: Any, x: Array, y: Array) -> Array:
+    """x <= y, as booleans."""
+    return xp.less_equal(x, y)
+
+
+@op(dtypes="same")
+def gt(xp: Any, x: Array, y: Array) -> Array:
+    """x > y, as booleans."""
+    return xp.greater(x, y)
+
+
+@op(dtypes="same")
+def ge(xp: Any, x: Array, y: Array) -> Array:
+    """x >= y, as booleans."""
+    return xp.greater_equal(x, y)
+
+
+@op(dtypes="same")
+def sign(xp: Any, x: Array) -> Array:
+    """-1, 0 or 1."""
+    return xp.sign(x)
+
+
+def dropout(x: Tensor, p: float = 0.5, rng: np.random.Generator | None = None, training: bool = True) -> Tensor:
+    """x with each element zeroed with probability p and the rest divided by 1 - p (Srivastava et al. 2014).
+
+    `rng` defaults to the package's generator. Raises ValueError unless 0 <= p < 1.
+    """
+    from tinydiff import random
+
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout: p must be in [0, 1), not {p}")
+    if not training or p == 0:
+        return x
+    keep = (rng or random.generator()).random(x.shape, np.float32) >= p
+    return mul(x, Tensor(keep.astype(x.dtype) / (1 - p)).astype(x.dtype))

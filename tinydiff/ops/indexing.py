@@ -1,0 +1,136 @@
+"""Gathering and scattering by integer tensors, and nearest-neighbour upsampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinydiff import kernels
+from tinydiff.backend import Array
+from tinydiff.op import op
+from tinydiff.ops.elementwise import large
+from tinydiff.ops.reduce import sum
+from tinydiff.ops.shape import reshape
+from tinydiff.tensor import Tensor
+
+
+def _indices(name: str, indices: Any, limit: int) -> Array:
+    """Integer indices as an array, negative ones counted from the end. Raises TypeError and IndexError."""
+    array = indices.data if isinstance(indices, Tensor) else np.asarray(indices)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: indices must be integers, not {array.dtype}")
+    if array.size and not (-limit <= array.min() and array.max() < limit):
+        bad = array[(array < -limit) | (array >= limit)].flat[0]
+        raise IndexError(f"{name}: index {bad} is out of range for {limit} entries")
+    return np.where(array < 0, array + limit, array) if array.dtype.kind == "i" and array.size and array.min() < 0 else array
+
+
+@op(dtypes="any", name="take")
+def _take(xp: Any, x: Array, indices: Any, axis: int = 0) -> Array:
+    return xp.take(x, indices, axis=axis)
+
+
+@_take.vjp
+def _(g: Tensor, shapes: Any, indices: Any, axis: int) -> Tensor:
+    return _untake(g, shapes[0], indices, axis)
+
+
+@op(dtypes="any", name="untake")
+def _untake(xp: Any, x: Array, shape: tuple[int, ...], indices: Any, axis: int = 0) -> Array:
+    """Zeros of `shape` with slices of `x` added at `indices` along `axis`: the transpose of `take`."""
+    result = xp.zeros(shape, x.dtype)
+    where = (slice(None),) * axis + (indices,)
+    xp.add.at(result, where, x)
+    return result
+
+
+@_untake.vjp
+def _(g: Tensor, indices: Any, axis: int) -> Tensor:
+    return _take(g, indices, axis)
+
+
+def take(x: Tensor, indices: Any, axis: int = 0) -> Tensor:
+    """Entries of `x` along `axis` at integer `indices`, whose axes replace it. Raises IndexError out of range."""
+    axis %= x.ndim
+    return _take(x, _indices("take", indices, x.shape[axis]), axis)
+
+
+def embedding(indices: Any, weight: Tensor) -> Tensor:
+    """Rows of `weight` (entries, size) at integer `indices` of any shape, giving (*indices.shape, size)."""
+    return _take(weight, _indices("embedding", indices, weight.shape[0]), 0)
+
+
+@op(dtypes="any", name="gather")
+def _gather(xp: Any, x: Array, index: Any, axis: int) -> Array:
+    return xp.take_along_axis(x, index, axis)
+
+
+@_gather.vjp
+def _(g: Tensor, shapes: Any, index: Any, axis: int) -> Tensor:
+    return _scatter_add(Tensor(np.zeros(shapes[0], g.dtype)), g, index, axis)
+
+
+@op(dtypes="same", name="scatter_add")
+def _scatter_add(xp: Any, x: Array, src: Array, index: Any, axis: int) -> Array:
+    result = x.copy()
+    where = list(xp.ogrid[tuple(slice(n) for n in index.shape)])
+    where[axis] = index
+    xp.add.at(result, tuple(where), src)
+    return result
+
+
+@_scatter_add.vjp("x")
+def _(g: Tensor) -> Tensor:
+    return g
+
+
+@_scatter_add.vjp("src")
+def _(g: Tensor, index: Any, axis: int) -> Tensor:
+    return _gather(g, index, axis)
+
+
+def gather(x: Tensor, axis: int, index: Any) -> Tensor:
+    """out[i][j] = x[index[i][j]][j] for axis 0, and so on; but on `axis`, `index` has x's sizes. Raises IndexError out of range."""
+    axis %= x.ndim
+    index = _indices("gather", index, x.shape[axis])
+    _check_alike("gather", x.shape, index.shape, axis)
+    return _gather(x, index, axis)
+
+
+def scatter_add(x: Tensor, axis: int, index: Any, src: Any) -> Tensor:
+    """`x` with each of `src` added at the place along `axis` that `index` (src's shape) names: the transpose of `gather`."""
+    axis %= x.ndim
+    index = _indices("scatter_add", index, x.shape[axis])
+    _check_alike("scatter_add", x.shape, index.shape, axis)
+    if isinstance(src, Tensor) and src.shape != index.shape:
+        raise ValueError(f"scatter_add: src has shape {src.shape}, but index {index.shape}; they must agree")
+    return _scatter_add(x, src, index, axis)
+
+
+def _check_alike(name: str, shape: tuple[int, ...], index: tuple[int, ...], axis: int) -> None:
+    if len(shape) != len(index) or any(n != m for i, (n, m) in enumerate(zip(shape, index)) if i != axis):
+        raise ValueError(f"{name}: index has shape {index}, which must agree with {shape} but on axis {axis}")
+
+
+@op(dtypes="any")
+def upsample_nearest2d(xp: Any, x: Array) -> Array:
+    """(N, H, W, C) to (N, 2H, 2W, C), each pixel four times."""
+    n, h, w, c = x.shape
+    return xp.broadcast_to(x[:, :, None, :, None], (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c)
+
+
+@upsample_nearest2d.vjp
+def _(g: Tensor) -> Tensor:
+    n, h, w, c = g.shape
+    return sum(reshape(g, (n, h // 2, 2, w // 2, 2, c)), axis=(2, 4))
+
+
+@upsample_nearest2d.kernel("numpy", when=large)
+def _(x: Array) -> Any:
+    return kernels.resample.upsample_nearest2d(x)
+
+
+@upsample_nearest2d.kernel_backward("numpy")
+def _(g: Array) -> Any:
+    return kernels.resample.upsample_nearest2d_backward(g) if large(g) else NotImplemented

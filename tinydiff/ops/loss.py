@@ -1,0 +1,57 @@
+"""Losses, each the mean over all elements or samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinydiff.op import fused
+from tinydiff.ops.elementwise import mul, neg, softplus, sub
+from tinydiff.ops.indexing import gather
+from tinydiff.ops.reduce import log_softmax, mean, sum
+from tinydiff.ops.shape import unsqueeze
+from tinydiff.tensor import Tensor
+
+
+@fused
+def mse_loss(input: Tensor, target: Tensor) -> Tensor:
+    """The mean of (input - target)². Raises ValueError when the shapes differ: broadcasting here is nearly always a mistake."""
+    if input.shape != target.shape:
+        raise ValueError(f"mse_loss: input has shape {input.shape}, target {target.shape}; they must agree")
+    error = sub(input, target)
+    return mean(mul(error, error))
+
+
+@fused
+def binary_cross_entropy_with_logits(input: Tensor, target: Tensor) -> Tensor:
+    """The mean of -[target log σ(input) + (1 - target) log(1 - σ(input))], without overflow.
+
+    Raises ValueError when shapes differ.
+    """
+    if input.shape != target.shape:
+        raise ValueError(
+            f"binary_cross_entropy_with_logits: input has shape {input.shape}, target {target.shape}; they must agree"
+        )
+    return mean(sub(softplus(input), mul(input, target)))
+
+
+def cross_entropy(logits: Tensor, target: Any) -> Tensor:
+    """The mean over samples of -log softmax(logits)[target].
+
+    logits (N, …, classes); target: integer classes (N, …), or probabilities of the logits' shape.
+    Raises ValueError for an empty batch or shapes that disagree, IndexError for a class out of range.
+    """
+    target = target if isinstance(target, Tensor) else Tensor(np.asarray(target))
+    if logits.size == 0:
+        raise ValueError(f"cross_entropy of an empty batch: logits have shape {logits.shape}")
+    logs = log_softmax(logits, -1)
+    if target.dtype.kind in "iu":
+        if target.shape != logits.shape[:-1]:
+            raise ValueError(
+                f"cross_entropy: classes must have shape {logits.shape[:-1]} for logits {logits.shape}, not {target.shape}"
+            )
+        return neg(mean(gather(logs, -1, unsqueeze(target, -1))))
+    if target.shape != logits.shape:
+        raise ValueError(f"cross_entropy: probabilities must have the logits' shape {logits.shape}, not {target.shape}")
+    return neg(mean(sum(mul(logs, target), -1)))
