@@ -10,7 +10,7 @@ x.grad                       # tensor([2., 4., 6.])
 
 from __future__ import annotations
 
-from tinydiff import ops
+from tinydiff import models, nn, ops, optim
 from tinydiff.autograd import checkpoint, enable_grad, grad, hvp, is_grad_enabled, jvp, no_grad, set_grad_enabled, vjp
 from tinydiff.backend import get_num_threads, set_num_threads
 from tinydiff.op import fused, op

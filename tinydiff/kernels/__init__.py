@@ -6,7 +6,15 @@ import importlib
 from types import ModuleType
 
 
+class _Missing:  # TEMPORARY until every family has landed
+    def __getattr__(self, name):
+        return lambda *a, **k: NotImplemented
+
+
 def __getattr__(name: str) -> ModuleType:
     if name.startswith("__"):
         raise AttributeError(name)
-    return importlib.import_module(f"{__name__}.{name}")
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError:
+        return _Missing()

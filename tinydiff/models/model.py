@@ -1,0 +1,47 @@
+"""Model: a Module built from a config of plain values, as the published `config.json` files have them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any, Self
+
+from tinydiff.nn import Module
+
+
+class Model(Module):
+    """A module that knows the config it was built from.
+
+    Attributes:
+        config: every argument of `__init__` by name, defaults included; `from_config(config)` builds the same again.
+    """
+
+    config: dict[str, Any]
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build the model. Names that start with "_" are passed over, and what is missing takes its default.
+
+        Raises ValueError for an unknown name, with the nearest known one.
+        """
+        defaults = {name: p.default for name, p in inspect.signature(cls.__init__).parameters.items() if name != "self"}
+        given = {name: value for name, value in config.items() if not name.startswith("_")}
+        for name in given:
+            if name not in defaults:
+                near = difflib.get_close_matches(name, defaults, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(defaults)}"
+                raise ValueError(f"{cls.__name__} has no config entry {name!r}; {hint}")
+        missing = [name for name, default in defaults.items() if default is inspect.Parameter.empty and name not in given]
+        if missing:
+            raise ValueError(f"{cls.__name__} needs the config entry {missing[0]!r}")
+        model = cls(**given)
+        model.config = defaults | given
+        return model
+
+
+def supported(model: str, **values: tuple[Any, Any]) -> None:
+    """Refuse config entries whose value is not the only one implemented. Raises ValueError naming entry and value."""
+    for name, (value, only) in values.items():
+        if value != only:
+            raise ValueError(f"{model}: {name}={value!r} is not supported; use {only!r}")

@@ -1,0 +1,199 @@
+"""The UNet that predicts the noise in a picture: names and arithmetic of the published UNet2DModel, channels last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tinydiff import autograd, ops
+from tinydiff.models.blocks import (
+    Downsample2D,
+    ResnetBlock2D,
+    SpatialAttention,
+    TimestepEmbedding,
+    Upsample2D,
+    timestep_embedding,
+)
+from tinydiff.models.model import Model, supported
+from tinydiff.nn import Conv2d, Embedding, GroupNorm, Module, ModuleList
+from tinydiff.tensor import Tensor
+
+
+class _Block(Module):
+    """Resnets, each with attention after it where the block has that, and a resampler where it has one."""
+
+    attentions: ModuleList | None = None
+    downsamplers: ModuleList | None = None
+    upsamplers: ModuleList | None = None
+
+    def __init__(self, resnets: list[ResnetBlock2D], attentions: list[SpatialAttention]) -> None:
+        self.resnets = ModuleList(resnets)
+        if attentions:
+            self.attentions = ModuleList(attentions)
+
+    def layers(self) -> list[tuple[Module, Module | None]]:
+        """Each resnet with its attention."""
+        attentions = list(self.attentions) if self.attentions is not None else [None] * len(self.resnets)
+        return list(zip(self.resnets, attentions))
+
+
+class UNet2DModel(Model):
+    """Noisy picture and time in, prediction of the same size out; optionally told the class.
+
+    Args, as in the published configs:
+        block_out_channels: width at each resolution, the first at full size.
+        down_block_types, up_block_types: "DownBlock2D" or "AttnDownBlock2D", "UpBlock2D" or "AttnUpBlock2D"; the "Attn" kinds
+            have self-attention after every resnet. The up blocks are named from the lowest resolution to the full one.
+        attention_head_dim: size of a head (None: one head).
+        num_class_embeds: entries of the class table; None for a model without classes. By convention of this package
+            the last entry is the null class, "not told".
+    Raises ValueError for values that no published model of this kind uses.
+    """
+
+    def __init__(
+        self,
+        sample_size: int | Sequence[int] | None = None,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        center_input_sample: bool = False,
+        time_embedding_type: str = "positional",
+        freq_shift: int = 0,
+        flip_sin_to_cos: bool = True,
+        down_block_types: Sequence[str] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        mid_block_type: str = "UNetMidBlock2D",
+        up_block_types: Sequence[str] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels: Sequence[int] = (224, 448, 672, 896),
+        layers_per_block: int = 2,
+        mid_block_scale_factor: float = 1,
+        downsample_padding: int = 1,
+        downsample_type: str = "conv",
+        upsample_type: str = "conv",
+        dropout: float = 0.0,
+        act_fn: str = "silu",
+        attention_head_dim: int | None = 8,
+        norm_num_groups: int = 32,
+        attn_norm_num_groups: int | None = None,
+        norm_eps: float = 1e-5,
+        resnet_time_scale_shift: str = "default",
+        add_attention: bool = True,
+        class_embed_type: str | None = None,
+        num_class_embeds: int | None = None,
+        num_train_timesteps: int | None = None,
+    ) -> None:
+        supported(
+            "UNet2DModel",
+            center_input_sample=(center_input_sample, False),
+            time_embedding_type=(time_embedding_type, "positional"),
+            mid_block_type=(mid_block_type, "UNetMidBlock2D"),
+            mid_block_scale_factor=(mid_block_scale_factor, 1),
+            downsample_type=(downsample_type, "conv"),
+            upsample_type=(upsample_type, "conv"),
+            dropout=(dropout, 0.0),
+            act_fn=(act_fn, "silu"),
+            attn_norm_num_groups=(attn_norm_num_groups, None),
+            resnet_time_scale_shift=(resnet_time_scale_shift, "default"),
+            class_embed_type=(class_embed_type, None),
+        )
+        widths = list(block_out_channels)
+        if not len(widths) == len(down_block_types) == len(up_block_types):
+            raise ValueError(
+                f"UNet2DModel: block_out_channels has {len(widths)} entries, down_block_types {len(down_block_types)}, "
+                f"up_block_types {len(up_block_types)}; they must be as many"
+            )
+        first, time_size = widths[0], 4 * widths[0]
+        self.flip_sin_to_cos, self.freq_shift, self.first = flip_sin_to_cos, freq_shift, first
+        self.gradient_checkpointing = False
+
+        def resnet(in_size: int, out_size: int) -> ResnetBlock2D:
+            return ResnetBlock2D(in_size, out_size, norm_num_groups, norm_eps, time_size)
+
+        def attention(channels: int) -> SpatialAttention:
+            head = attention_head_dim or channels
+            return SpatialAttention(channels, channels // head, head, norm_num_groups, norm_eps)
+
+        self.conv_in = Conv2d(in_channels, first, 3, padding=1)
+        self.time_embedding = TimestepEmbedding(first, time_size)
+        self.class_embedding = Embedding(num_class_embeds, time_size) if num_class_embeds else None
+
+        self.down_blocks = ModuleList()
+        skips, channels = [first], first
+        for i, (width, kind) in enumerate(zip(widths, down_block_types)):
+            resnets = [resnet(channels if j == 0 else width, width) for j in range(layers_per_block)]
+            block = _Block(resnets, _attentions(kind, "Down", layers_per_block, width, attention))
+            skips += [width] * layers_per_block
+            if i < len(widths) - 1:
+                block.downsamplers = ModuleList([Downsample2D(width, downsample_padding)])
+                skips.append(width)
+            self.down_blocks.append(block)
+            channels = width
+
+        self.mid_block = _Block(
+            [resnet(channels, channels), resnet(channels, channels)], [attention(channels)] if add_attention else []
+        )
+
+        self.up_blocks = ModuleList()
+        for i, (width, kind) in enumerate(zip(reversed(widths), up_block_types)):
+            resnets = []
+            for _ in range(layers_per_block + 1):
+                resnets.append(resnet(channels + skips.pop(), width))
+                channels = width
+            block = _Block(resnets, _attentions(kind, "Up", layers_per_block + 1, width, attention))
+            if i < len(widths) - 1:
+                block.upsamplers = ModuleList([Upsample2D(width)])
+            self.up_blocks.append(block)
+
+        self.conv_norm_out = GroupNorm(norm_num_groups, first, norm_eps, "silu")
+        self.conv_out = Conv2d(first, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Any, class_labels: Any = None) -> Tensor:
+        """x (N, H, W, in_channels), t (N,) or one number in training timesteps (fractions allowed), class_labels (N,) integers.
+
+        Returns (N, H, W, out_channels). Raises ValueError when labels are given to a model without classes, or not to one with.
+        """
+        if (class_labels is None) != (self.class_embedding is None):
+            told = "needs class_labels (N,)" if class_labels is None else "has no class_embedding, so class_labels can't be used"
+            raise ValueError(f"UNet2DModel {told}")
+        times = np.broadcast_to(np.asarray(t, np.float64), (x.shape[0],))
+        embedded = self.time_embedding(timestep_embedding(times, self.first, self.flip_sin_to_cos, self.freq_shift))
+        if self.class_embedding is not None:
+            embedded = embedded + self.class_embedding(class_labels)
+        time = ops.silu(embedded)  # every resnet starts with this
+
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.down_blocks:
+            for resnet, attention in block.layers():
+                x = self._layer(resnet, attention, x, time)
+                skips.append(x)
+            if block.downsamplers is not None:
+                x = block.downsamplers[0](x)
+                skips.append(x)
+
+        first, second = self.mid_block.resnets
+        x = self._layer(first, self.mid_block.attentions and self.mid_block.attentions[0], x, time)
+        x = self._layer(second, None, x, time)
+
+        for block in self.up_blocks:
+            for resnet, attention in block.layers():
+                x = self._layer(resnet, attention, ops.concat([x, skips.pop()], -1), time)
+            if block.upsamplers is not None:
+                x = block.upsamplers[0](x, skips[-1].shape[1:3])
+        return self.conv_out(self.conv_norm_out(x))
+
+    def _layer(self, resnet: Module, attention: Module | None, x: Tensor, time: Tensor) -> Tensor:
+        """A resnet and its attention, forgotten and computed again in backward if `gradient_checkpointing` is set."""
+
+        def run(x: Tensor, time: Tensor) -> Tensor:
+            y = resnet(x, time)
+            return y if attention is None else attention(y)
+
+        return autograd.checkpoint(run, x, time) if self.gradient_checkpointing else run(x, time)
+
+
+def _attentions(kind: str, way: str, count: int, width: int, make: Any) -> list[SpatialAttention]:
+    """As many attentions as resnets for "Attn…" kinds, none for plain ones. Raises ValueError for other kinds."""
+    if kind not in (f"{way}Block2D", f"Attn{way}Block2D"):
+        raise ValueError(f"UNet2DModel: unknown block type {kind!r}; use '{way}Block2D' or 'Attn{way}Block2D'")
+    return [make(width) for _ in range(count)] if kind.startswith("Attn") else []
