@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 
 
 class _State(threading.local):
-    """What recording looks at, per thread."""
+    """What recording looks at, per thread, and the node whose gradients are being computed, for `hooks`."""
 
     enabled = True
     region: _Region | None = None
+    node: Node | None = None
 
 
 STATE = _State()
@@ -130,23 +132,34 @@ def enable_grad() -> Any:
 
 
 def _run(
+    outputs: Sequence[Tensor], cotangents: Sequence[Tensor], wanted: set | None, retain_graph: bool, create_graph: bool
+) -> dict[Any, Tensor]:
+    """Push cotangents back to the leaves, or to the targets in `wanted`; returns the gradient of each target."""
+    found: dict[Any, Tensor] = {}
+    with set_grad_enabled(create_graph):
+        deque(walk(outputs, cotangents, found, wanted, retain_graph, create_graph), maxlen=0)
+    return found
+
+
+def walk(
     outputs: Sequence[Tensor],
     cotangents: Sequence[Tensor],
-    wanted: set | None,
-    retain_graph: bool,
-    create_graph: bool,
-    observe: Callable[[Node, Tensor, Sequence[Tensor | None]], None] | None = None,
-) -> dict[Any, Tensor]:
-    """Push cotangents back to the leaves, or to the targets in `wanted`; returns the gradient of each target.
+    leaves: dict[Any, Tensor],
+    wanted: set | None = None,
+    retain_graph: bool = False,
+    create_graph: bool = False,
+) -> Iterator[tuple[Node, Tensor, Sequence[Tensor | None]]]:
+    """Go backward one node at a time: yields each with its gradient and those of its inputs, and fills `leaves`.
 
     A target is a Node or a leaf Tensor. With `wanted`, only ops on a path to one of them run.
     """
+    from tinydiff.op import OBSERVERS
     from tinydiff.ops import add, sum_to
 
     pending: dict[Any, Tensor] = {}
     heap: list[tuple[int, Node]] = []
-    leaves: dict[Any, Tensor] = {}
     useful = None if wanted is None else _leading_to(wanted, outputs)
+    outer = STATE.node  # set while a fused op differentiates its composition
 
     def send(target: Any, gradient: Tensor) -> None:
         if gradient.data.shape != target.shape:
@@ -159,37 +172,40 @@ def _run(
             if pool is pending:
                 heapq.heappush(heap, (-target.serial, target))
 
-    with set_grad_enabled(create_graph):
-        for output, cotangent in zip(outputs, cotangents):
-            target = output.node or output
-            if useful is None or target in useful:
-                send(target, cotangent)
-        while heap:
-            node = heapq.heappop(heap)[1]
-            gradient = pending.pop(node)
-            if node.hooks:
-                gradient = _call_hooks(node.hooks, gradient)
-            if wanted is not None and node in wanted:
-                leaves[node] = gradient
-            edges = node.edges
-            if node.saved is RELEASED:
-                node.inputs()
-            if useful is not None:
-                edges = tuple([edge if edge in useful else None for edge in edges])
-                if all(edge is None for edge in edges):
-                    continue
+    for output, cotangent in zip(outputs, cotangents):
+        target = output.node or output
+        if useful is None or target in useful:
+            send(target, cotangent)
+    while heap:
+        node = heapq.heappop(heap)[1]
+        gradient = pending.pop(node)
+        if node.hooks:
+            gradient = _call_hooks(node.hooks, gradient)
+        if wanted is not None and node in wanted:
+            leaves[node] = gradient
+        edges = node.edges
+        if node.saved is RELEASED:
+            node.inputs()
+        if useful is not None:
+            edges = tuple([edge if edge in useful else None for edge in edges])
+            if all(edge is None for edge in edges):
+                continue
+        if OBSERVERS:
+            STATE.node = outer or node
+        try:
             gradients = node.op.backpropagate(node, gradient, edges, create_graph)
-            if observe is not None:
-                observe(node, gradient, gradients)
             if not retain_graph:
                 node.release()
             for edge, grad in zip(edges, gradients):
                 if edge is not None and grad is not None:
                     send(edge, grad)
-        for target, gradient in leaves.items():
-            if target.hooks and type(target) is not Node:
-                leaves[target] = _call_hooks(target.hooks, gradient)
-    return leaves
+        finally:
+            if OBSERVERS:
+                STATE.node = outer
+        yield node, gradient, gradients
+    for target, gradient in leaves.items():
+        if target.hooks and type(target) is not Node:
+            leaves[target] = _call_hooks(target.hooks, gradient)
 
 
 def _call_hooks(hooks: Sequence[Callable[[Tensor], Tensor | None]], gradient: Tensor) -> Tensor:
