@@ -104,7 +104,9 @@ def karras(timesteps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 8
     """σ_ve^(1/ρ) rises linearly (Karras et al. 2022, equation 5). ρ = 1 gives equal steps of σ; a larger ρ, more small ones."""
     if not (0 < sigma_min < sigma_max and rho > 0):
         raise ValueError(f"karras: need 0 < sigma_min < sigma_max and rho > 0, got {sigma_min}, {sigma_max} and {rho}")
-    return np.linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), timesteps) ** rho
+    sigmas = np.linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), timesteps) ** rho
+    sigmas[0], sigmas[-1] = sigma_min, sigma_max  # a root and its power may differ in the last digit
+    return sigmas
 
 
 SCHEDULES: dict[str, Callable[..., Floats]] = {
