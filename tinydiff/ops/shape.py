@@ -93,7 +93,7 @@ def sum_to(xp: Any, x: Array, shape: tuple[int, ...]) -> Array:
         raise ValueError(f"a gradient of shape {x.shape} does not fit an input of shape {shape}")
     axes = (*range(extra), *(i + extra for i, n in enumerate(shape) if n == 1 and x.shape[i + extra] != 1))
     if axes and axes[-1] == len(axes) - 1 and len(axes) < x.ndim and x.flags.c_contiguous and x.dtype.kind == "f":
-        flat = x.reshape(math.prod(x.shape[: len(axes)]), -1)
+        flat = x.reshape(math.prod(x.shape[: len(axes)]), math.prod(x.shape[len(axes) :]))
         return (xp.ones(len(flat), x.dtype) @ flat).reshape(shape)
     return x.sum(axis=axes).reshape(shape)
 
