@@ -137,7 +137,8 @@ def _(g: Tensor, x: Any, exponent: Any) -> Tensor:
         if exponent == 0:
             return mul(g, mul(x, 0.0))
         return mul(g, mul(x if exponent == 2 else pow(x, exponent - 1), float(exponent)))
-    powered = pow(x, where(exponent == 0, 1.0, exponent - 1.0))
+    both = (x.data == 0) & (exponent.data == 0)  # where the derivative is 0, but 0 · 0⁻¹ would be NaN
+    powered = pow(x, where(both, 1.0, exponent - 1.0))
     return mul(g, mul(exponent, powered))
 
 
