@@ -18,13 +18,13 @@ def draw_schedules(digit: Array, base: str = "cosine", seed: int = 0) -> bytes:
     the schedule `base`: the digit at evenly spaced quantiles — an equal share of training is spent near each picture — beside
     the density of log-SNR. All pictures share one noise, so that rows differ by the schedule alone.
     """
-    from matplotlib.figure import Figure  # slow to import, and only needed here
-
     picture = np.asarray(digit, dtype=np.float32)
     if picture.ndim == 3 and picture.shape[-1] == 1:
         picture = picture[..., 0]
     if picture.ndim != 2 or picture.size == 0:
         raise ValueError(f"digit has shape {np.shape(digit)}; give one grey picture (H, W) or (H, W, 1)")
+    from matplotlib.figure import Figure  # slow to import, and only needed here
+
     noise = np.random.default_rng(seed).standard_normal(picture.shape, dtype=np.float32)
 
     schedules = {name: make_schedule(name) for name in SCHEDULES}
