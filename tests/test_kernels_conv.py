@@ -1,0 +1,126 @@
+"""The convolution and product kernels against plain float64 loops, and against each other by the adjoint identity."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinydiff.kernels import conv
+
+FLOAT32 = np.finfo(np.float32).eps
+
+
+def naive_conv2d(x, w, stride, padding):
+    (n, height, width, _), (kh, kw, _, o) = x.shape, w.shape
+    (top, bottom), (left, right) = padding
+    padded = np.zeros((n, height + top + bottom, width + left + right, x.shape[3]))
+    padded[:, top : top + height, left : left + width] = x
+    ho, wo = (padded.shape[1] - kh) // stride[0] + 1, (padded.shape[2] - kw) // stride[1] + 1
+    y = np.zeros((n, ho, wo, o))
+    for i in range(ho):
+        for j in range(wo):
+            window = padded[:, i * stride[0] : i * stride[0] + kh, j * stride[1] : j * stride[1] + kw]
+            y[:, i, j] = np.einsum("nklc,klco->no", window, w)
+    return y
+
+
+def naive_input_grad(g, w, size, stride, padding):
+    (n, ho, wo, _), (kh, kw, c, _) = g.shape, w.shape
+    (top, bottom), (left, right) = padding
+    padded = np.zeros((n, size[0] + top + bottom, size[1] + left + right, c))
+    for i in range(ho):
+        for j in range(wo):
+            window = padded[:, i * stride[0] : i * stride[0] + kh, j * stride[1] : j * stride[1] + kw]
+            window += np.einsum("no,klco->nklc", g[:, i, j], w)
+    return padded[:, top : top + size[0], left : left + size[1]]
+
+
+def naive_weight_grad(x, g, kernel, stride, padding):
+    n, height, width, c = x.shape
+    (top, bottom), (left, right) = padding
+    padded = np.zeros((n, height + top + bottom, width + left + right, c))
+    padded[:, top : top + height, left : left + width] = x
+    dw = np.zeros((*kernel, c, g.shape[3]))
+    for i in range(g.shape[1]):
+        for j in range(g.shape[2]):
+            window = padded[:, i * stride[0] : i * stride[0] + kernel[0], j * stride[1] : j * stride[1] + kernel[1]]
+            dw += np.einsum("nklc,no->klco", window, g[:, i, j])
+    return dw
+
+
+@st.composite
+def cases(draw, kernel=None, stride=None):
+    kernel = kernel or draw(st.tuples(st.integers(1, 4), st.integers(1, 5)))
+    stride = stride or draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    side = st.integers(0, 3)
+    padding = (draw(side), draw(side)), (draw(side), draw(side))
+    size = [draw(st.integers(max(1, k - sum(p)), 20)) for k, p in zip(kernel, padding)]
+    channels = st.one_of(st.integers(1, 9), st.sampled_from([16, 31, 32, 33, 48, 64, 70]))
+    return (
+        draw(st.integers(1, 3)),
+        *size,
+        draw(channels),
+        *kernel,
+        draw(channels),
+        stride,
+        padding,
+        draw(st.integers(0, 2**32 - 1)),
+    )
+
+
+def arrays(case):
+    """x, w and g in float64 holding float32 values, so that the oracle sees what the kernel sees."""
+    n, height, width, c, kh, kw, o, stride, ((top, bottom), (left, right)), seed = case
+    rng = np.random.default_rng(seed)
+    ho, wo = (height + top + bottom - kh) // stride[0] + 1, (width + left + right - kw) // stride[1] + 1
+    shapes = (n, height, width, c), (kh, kw, c, o), (n, ho, wo, o)
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+def close(found, expected, terms, factor=1.0):
+    """Equal within rounding: `terms` products of unit-variance numbers were summed."""
+    assert found.dtype == np.float32 and found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=0, atol=factor * 40 * FLOAT32 * np.sqrt(terms) + 1e-6)
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases(), st.sampled_from(["none", "shared", "sample"]), st.booleans())
+def test_conv2d(case, bias_kind, with_residual):
+    stride, padding, seed = case[-3:]
+    x, w, g = arrays(case)
+    rng = np.random.default_rng(seed + 1)
+    bias = {"none": None, "shared": rng.standard_normal(w.shape[3]), "sample": rng.standard_normal((len(x), w.shape[3]))}[
+        bias_kind
+    ]
+    expected = naive_conv2d(x.astype(float), w.astype(float), stride, padding)
+    if bias is not None:
+        bias = bias.astype(np.float32)
+        expected += bias if bias.ndim == 1 else bias[:, None, None, :]
+    if with_residual:
+        expected += g
+    found = conv.conv2d(x, w, bias, g if with_residual else None, stride=stride, padding=padding)
+    close(found, expected, w[..., 0].size)
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases())
+def test_input_grad(case):
+    stride, padding = case[-3:-1]
+    x, w, g = arrays(case)
+    found = conv.conv2d_input_grad(g, w, input_size=x.shape[1:3], stride=stride, padding=padding)
+    close(found, naive_input_grad(g.astype(float), w.astype(float), x.shape[1:3], stride, padding), w[:, :, 0].size)
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases())
+def test_weight_grad(case):
+    stride, padding = case[-3:-1]
+    x, w, g = arrays(case)
+    found = conv.conv2d_weight_grad(x, g, kernel_size=w.shape[:2], stride=stride, padding=padding)
+    close(found, naive_weight_grad(x.astype(float), g.astype(float), w.shape[:2], stride, padding), g[..., 0].size)
+
+
+@pytest.mark.parametrize("bad", [np.float64, np.float16])
+def test_declines_other_dtypes(bad):
+    x, w = np.ones((1, 4, 4, 2), bad), np.ones((3, 3, 2, 2), bad)
+    assert conv.conv2d(x, w) is NotImplemented

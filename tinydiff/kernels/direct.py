@@ -1,0 +1,200 @@
+"""Convolution as one product per row of pixels, with no im2col buffer: any size, stride and padding, all three directions.
+
+In channels-last memory the taps of one kernel row and their channels lie contiguous under a window, so the product's inner
+dimension runs over KW·C numbers with a row stride of stride·C, once per kernel row. A thread takes a band of output rows, copies
+the input under it into a zero-padded slab that stays in its L2 cache, and multiplies it with panels of packed weights (forward),
+or with the output's gradient, summed over all its bands (weight gradient). With few channels, where KW·C is too short for a
+loop, the slab holds whole windows (im2col of the band). Bound by FMA, or by copying when channels are few.
+"""
+
+from __future__ import annotations
+
+from numba import prange
+
+from tinydiff.kernels.jit import njit
+from tinydiff.kernels.memory import copy, read, write, zero
+from tinydiff.kernels.microkernel import ROWS, WIDTH, gemm_tile
+
+_tile_full = gemm_tile(ROWS, 2, transposed=False)
+_tile_8 = gemm_tile(8, 2, transposed=False)
+_tile_7 = gemm_tile(7, 2, transposed=False)
+_tile_4 = gemm_tile(4, 2, transposed=False)
+_tile_2 = gemm_tile(2, 2, transposed=False)
+_tile_1 = gemm_tile(1, 2, transposed=False)
+_tile_columns = gemm_tile(8, 2, transposed=True)
+COLUMNS = 8  # rows of the weight gradient's tile
+
+
+@njit
+def pack(w, s_kh, s_kw, s_c, s_o, kh, kw, c, o, packed):  # type: ignore[no-untyped-def]
+    """Weights with any strides into panels (ceil(O / WIDTH), KH·KW·C, WIDTH), zero-padded."""
+    panels = (o + WIDTH - 1) // WIDTH
+    for j in range(panels):
+        target = packed + 4 * j * kh * kw * c * WIDTH
+        columns = min(WIDTH, o - j * WIDTH)
+        for y in range(kh):
+            for x in range(kw):
+                for i in range(c):
+                    source = w + 4 * (y * s_kh + x * s_kw + i * s_c + j * WIDTH * s_o)
+                    if s_o == 1:
+                        copy(target, source, columns)
+                    else:
+                        for n in range(columns):
+                            write(target, n, read(source, n * s_o))
+                    if columns < WIDTH:
+                        zero(target + 4 * columns, WIDTH - columns)
+                    target += 4 * WIDTH
+
+
+@njit
+def fill_slab(image, height, width, c, first_y, first_x, rows, columns, slab):  # type: ignore[no-untyped-def]
+    """Copies the (rows, columns, C) window of an image that begins at (first_y, first_x); outside the image it is 0."""
+    left = min(max(0, -first_x), columns)
+    inside = max(0, min(width, first_x + columns) - (first_x + left))
+    for i in range(rows):
+        y = first_y + i
+        row = slab + 4 * i * columns * c
+        if y < 0 or y >= height or inside == 0:
+            zero(row, columns * c)
+        else:
+            zero(row, left * c)
+            copy(row + 4 * left * c, image + 4 * ((y * width + first_x + left) * c), inside * c)
+            zero(row + 4 * (left + inside) * c, (columns - left - inside) * c)
+
+
+@njit
+def _windows(slab, columns, c, kh, kw, sh, sw, out_rows, out_columns, windows):  # type: ignore[no-untyped-def]
+    """im2col of a slab: (out_rows, out_columns, KH·KW·C)."""
+    target = 0
+    for y in range(out_rows):
+        for x in range(out_columns):
+            for i in range(kh):
+                source = ((y * sh + i) * columns + x * sw) * c
+                for k in range(kw * c):
+                    write(windows, target, read(slab, source + k))
+                    target += 1
+
+
+@njit(parallel=True)
+def forward(  # type: ignore[no-untyped-def]
+    x, w, bias, bias_step, residual, y, packed, slabs, windows_of, # addresses
+    n, height, width, c, kh, kw, sh, sw, top, left, ho, wo, o,
+    s_kh, s_kw, s_c, s_o,  # strides of w
+    y_base, y_image, y_row, y_pixel,  # where in y (and residual) a pixel lies
+    band, gathered, threads,
+):  # fmt: skip
+    """y = conv(x, w) + bias + residual by bands of `band` rows; `gathered`: the slab holds whole windows."""
+    taps = kh * kw * c
+    panels = (o + WIDTH - 1) // WIDTH
+    pack(w, s_kh, s_kw, s_c, s_o, kh, kw, c, o, packed)
+    bands = (ho + band - 1) // band
+    columns = (wo - 1) * sw + kw
+    plain = top == 0 and left == 0 and (ho - 1) * sh + kh <= height and columns <= width and not gathered
+    items = n * bands
+    for thread in prange(threads):
+        slab = slabs + 4 * thread * ((band - 1) * sh + kh) * columns * c
+        windows = windows_of + 4 * thread * band * wo * taps
+        for item in range(thread * items // threads, (thread + 1) * items // threads):
+            image, first = item // bands, item % bands * band
+            rows = min(band, ho - first)
+            source = x + 4 * image * height * width * c
+            if plain:
+                a, step = source + 4 * first * sh * width * c, width * c
+            else:
+                fill_slab(source, height, width, c, first * sh - top, -left, (rows - 1) * sh + kh, columns, slab)
+                a, step = slab, columns * c
+            lda, a_row, segments, length = sw * c, sh * step, kh, kw * c
+            if gathered:
+                _windows(slab, columns, c, kh, kw, sh, sw, rows, wo, windows)
+                a, lda, a_row, step, segments, length = windows, taps, wo * taps, 0, 1, taps
+            for j in range(panels):
+                b = packed + 4 * j * taps * WIDTH
+                add = bias + 4 * (image * bias_step + j * WIDTH) if bias != 0 else 0
+                wanted = min(WIDTH, o - j * WIDTH)
+                for row in range(rows):
+                    at = 4 * (y_base + image * y_image + (first + row) * y_row + j * WIDTH)
+                    a_now = a + 4 * row * a_row
+                    done = 0
+                    while done < wo:
+                        left_over = wo - done
+                        start = residual + at if residual != 0 else 0
+                        args = (a_now, lda, step, b, WIDTH, segments, length, add, start, y_pixel, y + at, y_pixel, wanted)
+                        if left_over >= ROWS and left_over != 16:
+                            _tile_full(*args)
+                            count = ROWS
+                        elif left_over >= 8:
+                            _tile_8(*args)
+                            count = 8
+                        elif left_over == 7:
+                            _tile_7(*args)
+                            count = 7
+                        elif left_over >= 4:
+                            _tile_4(*args)
+                            count = 4
+                        elif left_over >= 2:
+                            _tile_2(*args)
+                            count = 2
+                        else:
+                            _tile_1(*args)
+                            count = 1
+                        done += count
+                        a_now += 4 * count * lda
+                        at += 4 * count * y_pixel
+
+
+@njit(parallel=True)
+def weight_grad(  # type: ignore[no-untyped-def]
+    x, g, dw, sums, slabs, windows_of, g_packs,  # addresses
+    n, height, width, c, kh, kw, sh, sw, top, left, ho, wo, o,
+    band, gathered, threads,
+):  # fmt: skip
+    """dw (KH, KW, C, O) = Σ over images and pixels of the window under it × g: summed by thread, then over threads in order."""
+    taps = kh * kw * c
+    panels = (o + WIDTH - 1) // WIDTH
+    segments_m, length_m = (1, taps) if gathered else (kh, kw * c)
+    padded_m = (length_m + COLUMNS - 1) // COLUMNS * COLUMNS
+    size = segments_m * padded_m * panels * WIDTH
+    bands = (ho + band - 1) // band
+    columns = (wo - 1) * sw + kw
+    items = n * bands
+    aligned = o % WIDTH == 0
+    for thread in prange(threads):
+        slab = slabs + 4 * thread * (((band - 1) * sh + kh) * columns * c + COLUMNS)
+        windows = windows_of + 4 * thread * (band * wo * taps + COLUMNS)
+        g_packed = g_packs + 4 * thread * band * wo * panels * WIDTH
+        mine = sums + 4 * thread * size
+        zero(mine, size)
+        if not aligned:
+            zero(g_packed, band * wo * panels * WIDTH)
+        zero(slab + 4 * ((band - 1) * sh + kh) * columns * c, COLUMNS)
+        for item in range(thread * items // threads, (thread + 1) * items // threads):
+            image, first = item // bands, item % bands * band
+            rows = min(band, ho - first)
+            source = x + 4 * image * height * width * c
+            fill_slab(source, height, width, c, first * sh - top, -left, (rows - 1) * sh + kh, columns, slab)
+            a, lda, a_step, a_row, segments, length = slab, sw * c, sh * columns * c, columns * c, rows, wo
+            if gathered:
+                _windows(slab, columns, c, kh, kw, sh, sw, rows, wo, windows)
+                a, lda, a_step, a_row, segments, length = windows, taps, 0, 0, 1, rows * wo
+            b, ldb = g + 4 * (image * ho + first) * wo * o, o
+            if not aligned:
+                for pixel in range(rows * wo):
+                    copy(g_packed + 4 * pixel * panels * WIDTH, b + 4 * pixel * o, o)
+                b, ldb = g_packed, panels * WIDTH
+            for i in range(segments_m):
+                for j in range(panels):
+                    for m in range(0, padded_m, COLUMNS):
+                        at = mine + 4 * (((i * panels + j) * padded_m + m) * WIDTH)
+                        a_now = a + 4 * (i * a_row + m)
+                        _tile_columns(
+                            a_now, lda, a_step, b + 4 * j * WIDTH, ldb, segments, length, 0, at, WIDTH, at, WIDTH, WIDTH
+                        )
+    for row in prange(segments_m * length_m):
+        i, m = row // length_m, row % length_m
+        for j in range(panels):
+            at = ((i * panels + j) * padded_m + m) * WIDTH
+            for k in range(min(WIDTH, o - j * WIDTH)):
+                total = read(sums, at + k)
+                for thread in range(1, threads):
+                    total += read(sums, thread * size + at + k)
+                write(dw, row * o + j * WIDTH + k, total)

@@ -1,0 +1,84 @@
+"""Raw memory for the kernels that work on addresses: copy, zero, read and write floats, and scratch that begins on a cache line.
+
+Kernels take addresses (int64) and not arrays, so that read-only, writable and differently shaped arrays share one compilation
+and a call costs little. Offsets and counts are in floats; nothing checks them.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+_I8, _I64, _F32 = ir.IntType(8), ir.IntType(64), ir.FloatType()
+_FLOAT = 4  # bytes
+_LINE = 16  # floats in a cache line
+
+
+def address(array: np.ndarray | None) -> int:
+    """Where the array's first element lies, 0 for None. The caller keeps the array alive."""
+    return 0 if array is None else array.__array_interface__["data"][0]
+
+
+def _call(builder: Any, name: str, args: list[Any]) -> None:
+    function_type = ir.FunctionType(ir.VoidType(), [value.type for value in args])
+    builder.call(builder.module.globals.get(name) or ir.Function(builder.module, function_type, name), args)
+
+
+@intrinsic
+def copy(typingctx, target, source, count):  # type: ignore[no-untyped-def]
+    """Copies `count` floats between addresses that don't overlap."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        target, source = (builder.inttoptr(value, _I8.as_pointer()) for value in args[:2])
+        size = builder.mul(args[2], ir.Constant(_I64, _FLOAT))
+        _call(builder, "llvm.memcpy.p0.p0.i64", [target, source, size, ir.Constant(ir.IntType(1), 0)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def zero(typingctx, target, count):  # type: ignore[no-untyped-def]
+    """Sets `count` floats to 0."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        size = builder.mul(args[1], ir.Constant(_I64, _FLOAT))
+        target = builder.inttoptr(args[0], _I8.as_pointer())
+        _call(builder, "llvm.memset.p0.i64", [target, ir.Constant(_I8, 0), size, ir.Constant(ir.IntType(1), 0)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def read(typingctx, base, offset):  # type: ignore[no-untyped-def]
+    """The float at `offset`."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.load(builder.gep(builder.inttoptr(args[0], _F32.as_pointer()), [args[1]]))
+
+    return types.float32(types.int64, types.int64), codegen
+
+
+@intrinsic
+def write(typingctx, base, offset, value):  # type: ignore[no-untyped-def]
+    """Sets the float at `offset`."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        builder.store(args[2], builder.gep(builder.inttoptr(args[0], _F32.as_pointer()), [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.float32), codegen
+
+
+def scratch(*counts: int) -> tuple[np.ndarray, list[int]]:
+    """Memory for arrays of so many floats, and their addresses, each on a cache line. The caller keeps the memory alive."""
+    starts = list(accumulate((-(-count // _LINE) * _LINE for count in counts), initial=0))
+    memory = np.empty(starts[-1] + _LINE, np.float32)
+    first = -(-address(memory) // (_LINE * _FLOAT)) * _LINE * _FLOAT
+    return memory, [first + start * _FLOAT for start in starts[:-1]]
