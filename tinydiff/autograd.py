@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -36,7 +36,27 @@ class _State(threading.local):
 
 STATE = _State()
 _serials = count()
-RELEASED: Any = object()  # stands in `Node.saved` once backward has consumed the node
+
+
+class Saved(NamedTuple):
+    """What a node keeps for its backward; only what some rule reads is there, the rest is None.
+
+    Attributes:
+        inputs: per input the Tensor (or number).
+        versions: each saved input that `assign_` may change, with its version when saved.
+        output: the result's raw array (a Tensor would be a reference cycle).
+        shapes: of the inputs.
+        cache: what the kernel that ran computed on the side.
+    """
+
+    inputs: Sequence[Any]
+    versions: Sequence[tuple[Tensor, int]] | None
+    output: Any
+    shapes: tuple | None
+    cache: Any
+
+
+NOTHING = Saved((), None, None, None, None)
 
 
 class Node:
@@ -45,59 +65,56 @@ class Node:
     Attributes:
         op, params: what ran, with which keyword parameters.
         edges: per input, where its gradient goes: the Node that made it, the leaf Tensor itself, or None.
-        saved: per input the Tensor (or number) that the op's rules read, else None.
-        versions: of the saved inputs that `assign_` may change, the version when saved.
-        output: the result's raw array if a rule reads it (a Tensor here would be a reference cycle).
-        cache: what the kernel that ran computed on the side.
-        shape: of the result. shapes: of the inputs, if a rule reads them.
-        where: (code, instruction offset) of the call, for messages; never a frame, which would keep its locals alive.
+        shape: of the result.
+        saved: a `Saved`; a `_Dropped` inside a checkpoint; None once backward has consumed the node.
+        code, offset: the code object and instruction of the call, for messages; never a frame, which would keep its locals alive.
     """
 
-    __slots__ = ("cache", "edges", "hooks", "op", "output", "params", "saved", "serial", "shape", "shapes", "versions", "where")
+    __slots__ = ("code", "edges", "hooks", "offset", "op", "params", "saved", "serial", "shape")
 
-    def __init__(self, op: Op, edges: tuple, params: dict[str, Any], shape: tuple[int, ...], where: tuple[CodeType, int]) -> None:
+    def __init__(
+        self,
+        op: Op,
+        edges: Sequence[Any],
+        params: dict[str, Any],
+        shape: tuple[int, ...],
+        saved: Any,
+        code: CodeType,
+        offset: int,
+    ) -> None:
         self.op = op
         self.edges = edges
         self.params = params
         self.shape = shape
-        self.where = where
+        self.saved = saved
+        self.code = code
+        self.offset = offset
         self.serial = next(_serials)
-        self.saved: Any = ()
-        self.versions: Any = None
-        self.output: Any = None
-        self.cache: Any = None
-        self.shapes: Any = None
         self.hooks: list[Callable[[Tensor], Tensor | None]] | None = None
 
     def line(self) -> str:
         """Where in the program the op was called, as "file:line"."""
-        code, offset = self.where
-        lines = [number for start, end, number in code.co_lines() if start <= offset < end and number]
-        return f"{code.co_filename}:{lines[0] if lines else code.co_firstlineno}"
+        lines = [number for start, end, number in self.code.co_lines() if start <= self.offset < end and number]
+        return f"{self.code.co_filename}:{lines[0] if lines else self.code.co_firstlineno}"
 
-    def inputs(self) -> Sequence[Any]:
-        """The saved inputs, recomputed first if they were dropped by a checkpoint. Raises RuntimeError if stale or released."""
+    def recall(self) -> Saved:
+        """What was saved, computed again first if a checkpoint dropped it. Raises RuntimeError if released or stale."""
         saved = self.saved
-        if saved is RELEASED:
+        if saved is None:
             raise RuntimeError(
                 f"the graph of {self.op.name} (called at {self.line()}) was released by an earlier backward; "
                 "pass retain_graph=True to that one"
             )
         if type(saved) is _Dropped:
-            saved, self.versions, self.output, self.cache = saved.region.restore(saved.position)
-            self.saved = saved
-        if self.versions is not None:
-            for value, version in zip(saved, self.versions):
-                if version is not None and value.version[0] != version:
+            saved = self.saved = saved.region.restore(saved.position)
+        if saved.versions is not None:
+            for tensor, version in saved.versions:
+                if tensor.version is not None and tensor.version[0] != version:
                     raise RuntimeError(
                         f"a value that {self.op.name} (called at {self.line()}) saved for backward was changed by assign_ since; "
                         "run the forward pass again, or backward before the change"
                     )
         return saved
-
-    def release(self) -> None:
-        """Let go of everything that only the backward pass needed."""
-        self.saved, self.edges, self.output, self.cache, self.versions = RELEASED, (), None, None, None
 
 
 # Switching recording off and on.
@@ -176,33 +193,31 @@ def walk(
         target = output.node or output
         if useful is None or target in useful:
             send(target, cotangent)
-    while heap:
-        node = heapq.heappop(heap)[1]
-        gradient = pending.pop(node)
-        if node.hooks:
-            gradient = _call_hooks(node.hooks, gradient)
-        if wanted is not None and node in wanted:
-            leaves[node] = gradient
-        edges = node.edges
-        if node.saved is RELEASED:
-            node.inputs()
-        if useful is not None:
-            edges = tuple([edge if edge in useful else None for edge in edges])
-            if all(edge is None for edge in edges):
-                continue
-        if OBSERVERS:
-            STATE.node = outer or node
-        try:
+    try:
+        while heap:
+            node = heapq.heappop(heap)[1]
+            gradient = pending.pop(node)
+            if node.hooks:
+                gradient = _call_hooks(node.hooks, gradient)
+            edges = node.edges
+            if useful is not None:
+                if node in wanted:  # type: ignore[operator]
+                    leaves[node] = gradient
+                edges = [edge if edge in useful else None for edge in edges]
+                if node.saved is not None and all(edge is None for edge in edges):
+                    continue
+            if OBSERVERS:
+                STATE.node = outer or node
             gradients = node.op.backpropagate(node, gradient, edges, create_graph)
             if not retain_graph:
-                node.release()
+                node.saved, node.edges = None, ()
             for edge, grad in zip(edges, gradients):
                 if edge is not None and grad is not None:
                     send(edge, grad)
-        finally:
-            if OBSERVERS:
-                STATE.node = outer
-        yield node, gradient, gradients
+            STATE.node = outer
+            yield node, gradient, gradients
+    finally:
+        STATE.node = outer
     for target, gradient in leaves.items():
         if target.hooks and type(target) is not Node:
             leaves[target] = _call_hooks(target.hooks, gradient)
@@ -373,7 +388,7 @@ class _Region:
         self.fn, self.args, self.kwargs = fn, args, kwargs
         self.random_state = random.get_state()
         self.size = 0
-        self.restored: dict[int, tuple] | None = None
+        self.restored: dict[int, Saved] | None = None
         self.recording: list[Node] | None = None
 
     def drop(self, node: Node) -> None:
@@ -381,10 +396,10 @@ class _Region:
         if self.recording is not None:
             self.recording.append(node)
         else:
-            node.saved, node.versions, node.output, node.cache = _Dropped(self, self.size), None, None, None
+            node.saved = _Dropped(self, self.size)
             self.size += 1
 
-    def restore(self, position: int) -> tuple:
+    def restore(self, position: int) -> Saved:
         """What the node at `position` saved. Runs the region again if need be."""
         if self.restored is None or position not in self.restored:
             self.recording, before = [], (STATE.region, random.get_state())
@@ -398,7 +413,7 @@ class _Region:
                         f"the checkpointed function recorded {self.size} ops first and {len(self.recording)} when run again; "
                         "it must do the same work both times"
                     )
-                self.restored = {i: (n.saved, n.versions, n.output, n.cache) for i, n in enumerate(self.recording)}
+                self.restored = {i: node.saved for i, node in enumerate(self.recording)}
             finally:
                 self.recording = None
                 STATE.region, state = before

@@ -8,7 +8,7 @@
     def _(g, out):
         return g * out
 
-    @exp.kernel("numpy", when=large)       # optional; returns NotImplemented to decline, and then the definition runs
+    @exp.kernel("numpy", above=LARGE)       # optional; returns NotImplemented to decline, and then the definition runs
     def _(x):
         return kernels.activation.exp(x)
 
@@ -32,7 +32,7 @@ from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec
 import numpy as np
 
 from tinydiff import autograd
-from tinydiff.autograd import STATE, Node
+from tinydiff.autograd import NOTHING, STATE, Node, Saved
 from tinydiff.backend import Array, array_module
 from tinydiff.tensor import Tensor, as_tensor
 
@@ -62,55 +62,46 @@ class Call(NamedTuple):
 
 
 class Rule:
-    """A function that gives the gradients of some inputs, and the names of what it reads."""
+    """A function that gives the gradient of one input, or of every input, and the names of what it reads.
 
-    def __init__(self, fn: Callable, targets: tuple[int, ...], op: Op) -> None:
-        self.fn, self.targets = fn, targets
+    Attributes:
+        target: the position of the only input whose gradient it gives; None if it gives one for every input.
+        call: `(g, out, saved, params, edges)` to the function's result, each argument fetched from its place.
+        inputs: the positions of the inputs it reads; None for all of them.
+    """
+
+    def __init__(self, fn: Callable, target: str | None, op: Op) -> None:
+        self.target = None if target is None else op.positions[target]
         reads = list(inspect.signature(fn).parameters)
-        known = {*_SOURCES, *op.inputs, *op.defaults}
-        unknown = [name for name in reads if name not in known]
+        places = {"g": "g", "out": "out", "needs": "[edge is not None for edge in edges]"}
+        places |= {"shapes": "saved.shapes", "cache": "saved.cache"}
+        places |= {name: f"params[{name!r}]" for name in op.defaults}
+        places |= {name: "saved.inputs" if op.variadic else f"saved.inputs[{i}]" for name, i in op.positions.items()}
+        unknown = [name for name in reads if name not in places]
         if unknown:
             raise TypeError(f"a rule of {op.name} reads {', '.join(unknown)}, which is no input or parameter of it")
+        arguments = ", ".join(places[name] for name in reads)
+        self.call = eval(f"lambda g, out, saved, params, edges: fn({arguments})", {"fn": fn})
         self.wants = frozenset(reads)
-        if op.variadic and op.inputs[0] in reads:
-            self.inputs: tuple[int, ...] | None = None  # all of them
-        else:
-            self.inputs = tuple(i for i, name in enumerate(op.inputs) if name in reads)
-        self.sources = tuple((_SOURCES.index(name), name) if name in _SOURCES else self._place(name, op) for name in reads)
-
-    @staticmethod
-    def _place(name: str, op: Op) -> tuple[int, Any]:
-        if name in op.defaults:
-            return 5, name
-        return (7, None) if op.variadic else (6, op.positions[name])
-
-    def __call__(self, g: Any, node: Node, saved: Sequence[Any], out: Any, needs: tuple[bool, ...]) -> Any:
-        values = (g, out, node.shapes, node.cache, needs)
-        params = node.params
-        return self.fn(
-            *[
-                values[kind] if kind < 5 else params[key] if kind == 5 else saved[key] if kind == 6 else saved
-                for kind, key in self.sources
-            ]
-        )
-
-
-_SOURCES = ["g", "out", "shapes", "cache", "needs"]
+        everything = op.variadic and op.inputs[0] in reads
+        self.inputs = None if everything else tuple(i for name, i in op.positions.items() if name in reads)
 
 
 class _Plan(NamedTuple):
     """What to save for one set of inputs that require gradients."""
 
-    inputs: tuple[int, ...]
+    inputs: tuple[bool, ...]
+    everything: bool
     output: bool
     shapes: bool
+    anything: bool
 
 
 class Kernel:
     """A fast forward for one array module, optionally with a backward of the first order."""
 
-    def __init__(self, backend: str, forward: Callable, when: Callable[..., bool] | None) -> None:
-        self.backend, self.forward, self.when = backend, forward, when
+    def __init__(self, backend: str, forward: Callable, above: int) -> None:
+        self.backend, self.forward, self.above = backend, forward, above
         self.backward: Rule | None = None
         self.caches = False  # whether forward returns (result, cache)
 
@@ -156,7 +147,9 @@ class Op(Generic[P]):
             not self.variadic and parameters[: len(tensors)] == tensors and inspect.Parameter.empty not in self.defaults.values()
         )
         self.rules: list[Rule] = []
+        self.differentiable = fused
         self.kernels: dict[str, list[Kernel]] = {}
+        self.smallest = sys.maxsize  # of the kernels' `above`
         self._plans: dict[int, _Plan] = {}
         self.__doc__ = definition.__doc__
         self.__name__ = self.name
@@ -171,29 +164,30 @@ class Op(Generic[P]):
 
     # Declaring.
 
-    def vjp(self, *targets: Any) -> Any:
-        """Declare the gradients of the inputs named in `targets` (all, if bare); the rule returns one per target, or a tuple."""
-        if len(targets) == 1 and callable(targets[0]):
-            return self._add_rule(targets[0], ())
-        return lambda fn: self._add_rule(fn, targets)
+    def vjp(self, target: Any) -> Any:
+        """Declare the gradient of the input named `target`, or bare: of every input (a tuple; of the one input, a tensor)."""
+        if callable(target):
+            return self._add_rule(target, self.inputs[0] if len(self.inputs) == 1 and not self.variadic else None)
+        if target not in self.positions:
+            raise TypeError(f"{self.name} has no input {target!r}; its inputs are {', '.join(self.inputs)}")
+        return lambda fn: self._add_rule(fn, target)
 
-    def _add_rule(self, fn: Callable, targets: tuple[str, ...]) -> Callable:
-        unknown = [t for t in targets if t not in self.positions]
-        if unknown:
-            raise TypeError(f"{self.name} has no input {', '.join(unknown)}; its inputs are {', '.join(self.inputs)}")
-        self.rules.append(Rule(fn, tuple(self.positions[t] for t in targets or self.inputs), self))
+    def _add_rule(self, fn: Callable, target: str | None) -> Callable:
+        self.rules.append(Rule(fn, target, self))
+        self.differentiable = True
         self._plans.clear()
         return fn
 
-    def kernel(self, backend: str, when: Callable[..., bool] | None = None) -> Callable:
+    def kernel(self, backend: str, above: int = 0) -> Callable:
         """Declare a fast forward for the arrays of `backend` ("numpy", "cupy"); the latest declared is asked first.
 
         It gets the inputs' arrays and the keyword parameters, and returns the result (and a cache, if its backward reads one)
-        or NotImplemented. `when(*arrays, **params)` spares the call, and the kernel's import, where it can't pay.
+        or NotImplemented. It is not asked, nor what it imports loaded, when the first input has fewer than `above` elements.
         """
 
         def declare(fn: Callable) -> Callable:
-            self.kernels.setdefault(backend, []).insert(0, Kernel(backend, fn, when))
+            self.kernels.setdefault(backend, []).insert(0, Kernel(backend, fn, above))
+            self.smallest = min(above, self.smallest)
             self._plans.clear()
             return fn
 
@@ -204,7 +198,7 @@ class Op(Generic[P]):
 
         def declare(fn: Callable) -> Callable:
             kernel = self.kernels[backend][0]
-            kernel.backward = Rule(fn, tuple(range(len(self.inputs))), self)
+            kernel.backward = Rule(fn, None, self)
             kernel.caches = "cache" in kernel.backward.wants
             self._plans.clear()
             return fn
@@ -214,121 +208,114 @@ class Op(Generic[P]):
     # Running.
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
-        if not kwargs and self.simple and len(args) == len(self.inputs):
-            inputs, params = args, self.defaults
-        else:
+        inputs: Any = args
+        params = self.defaults
+        if kwargs or not self.simple or len(args) != len(self.inputs):
             inputs, params = self._bind(args, kwargs)
-        arrays = []
-        bits, bit, dtype, mixed, plain = 0, 1, None, False, False
+        arrays: list[Any] = []
+        edges: list[Any] = []
+        xp: Any = np
+        bits, bit, dtype, mixed = 0, 1, None, False
         for x in inputs:
             if isinstance(x, Tensor):
                 if x.requires_grad:
                     bits |= bit
-                data = x.data
-                if dtype is None:
-                    dtype = data.dtype
-                elif data.dtype is not dtype:
-                    mixed = True
-                arrays.append(data)
-            elif type(x) in _numbers:
-                plain = True
-                arrays.append(x)
-            else:
+                    edges.append(x.node or x)
+                else:
+                    edges.append(None)
+                x = x.data
+                if x.dtype is not dtype:
+                    mixed = mixed or dtype is not None
+                    dtype = x.dtype
+                if type(x) is not np.ndarray:
+                    xp = None
+            elif type(x) not in _numbers:
                 return self(*self._tensors(inputs), **params)
-            bit <<= 1
-        if self.dtypes != "any" and (mixed or dtype is None or dtype.kind != "f"):
-            promoted = self._promote(inputs, plain)
+            else:
+                edges.append(None)
+            arrays.append(x)
+            bit += bit
+        if (mixed or dtype is None or dtype.kind != "f") and self.dtypes != "any":
+            promoted = self._promote(inputs)
             if promoted is not None:
                 return self(*promoted, **params)
-        xp = np if len(arrays) == 1 and type(arrays[0]) is np.ndarray else array_module(*arrays)
-        who, cache, started = "definition", None, perf_counter() if OBSERVERS else 0.0
-        recording = bits and STATE.enabled and (self.rules or self.fused)
-        if self.kernels:
+        if xp is None:
+            xp = array_module(*arrays)
+        observed = OBSERVERS and perf_counter()
+        kernel = cache = None
+        if self.kernels and getattr(arrays[0], "size", -1) >= self.smallest:
             out, cache, kernel = self._try_kernels(xp.__name__, arrays, params)
-            if kernel is None:
-                out = self._define(xp, arrays, inputs, params)
-            else:
-                who = kernel.backend
-        else:
-            out = self._define(xp, arrays, inputs, params)
-        if type(out) is Tensor:  # a composition ran: its ops recorded themselves
-            return out
+        if kernel is None:
+            try:
+                if self.fused:  # its ops record themselves
+                    return self._compose(inputs, params)
+                if not params:
+                    out = self.definition(xp, *arrays)
+                elif self.simple or self.variadic:
+                    out = self.definition(xp, *arrays, **params)
+                else:
+                    out = self.definition(xp, **dict(zip(self.inputs, arrays)), **params)
+            except (ValueError, TypeError, IndexError) as error:
+                raise self._explained(error, arrays, params) from None
         if type(out) is not np.ndarray:
             out = xp.asarray(out)
-        result = Tensor(out)
-        if recording:
-            result.requires_grad = True
-            result.node = self._record(inputs, arrays, params, bits, out, cache)
-        if self.view:
-            result.version = next((x.version for x in inputs if isinstance(x, Tensor)), None)
-        if OBSERVERS:
-            seconds = perf_counter() - started
+        node = None
+        if bits and STATE.enabled and self.differentiable:
+            node = self._record(inputs, arrays, params, bits, edges, out, cache)
+        result = Tensor(out, node is not None, node, inputs[0].version if self.view else None)
+        if observed:
+            seconds = perf_counter() - observed
             for observer in tuple(OBSERVERS):
-                observer(Call(self, who, arrays, out, params, seconds, result.node))
+                observer(Call(self, kernel.backend if kernel else "definition", arrays, out, params, seconds, node))
         return result
 
-    def _define(self, xp: Any, arrays: Sequence[Any], inputs: Sequence[Any], params: dict[str, Any]) -> Any:
-        """Run the definition, with the op, shapes and dtypes named if it fails."""
-        try:
-            if self.fused:
-                return self._compose(inputs, params)
-            if not params:
-                return self.definition(xp, *arrays)
-            if self.simple or self.variadic:
-                return self.definition(xp, *arrays, **params)
-            return self.definition(xp, **dict(zip(self.inputs, arrays)), **params)
-        except (ValueError, TypeError, IndexError) as error:
-            if self.fused or str(error).startswith(self.name):
-                raise
-            described = ", ".join(f"{a.dtype}{list(a.shape)}" if hasattr(a, "dtype") else repr(a) for a in arrays)
-            given = "".join(f", {k}={v!r}" for k, v in params.items())
-            raise type(error)(f"{self.name}({described}{given}): {error}") from None
+    def _explained(self, error: Exception, arrays: Sequence[Any], params: dict[str, Any]) -> Exception:
+        """The error with the op, its shapes and dtypes named, unless it names the op already."""
+        if self.fused or str(error).startswith(self.name):
+            return error
+        described = ", ".join(f"{a.dtype}{list(a.shape)}" if hasattr(a, "dtype") else repr(a) for a in arrays)
+        given = "".join(f", {k}={v!r}" for k, v in params.items())
+        return type(error)(f"{self.name}({described}{given}): {error}")
 
     def _compose(self, inputs: Sequence[Any], params: dict[str, Any]) -> Tensor:
         return self.definition(**dict(zip(self.inputs, inputs)), **params)
 
     def _try_kernels(self, backend: str, arrays: Sequence[Any], params: dict[str, Any]) -> tuple[Any, Any, Kernel | None]:
         for kernel in self.kernels.get(backend, ()):
-            if kernel.when is None or kernel.when(*arrays, **params):
+            if arrays[0].size >= kernel.above:
                 out = kernel.forward(*arrays, **params)
                 if out is not NotImplemented:
                     return (*out, kernel) if kernel.caches else (out, None, kernel)
         return None, None, None
 
     def _record(
-        self, inputs: Sequence[Any], arrays: Sequence[Any], params: dict[str, Any], bits: int, out: Array, cache: Any
+        self, inputs: Sequence[Any], arrays: Any, params: dict[str, Any], bits: int, edges: list[Any], out: Array, cache: Any
     ) -> Node:
         frame = sys._getframe(2)
         while frame.f_code.co_filename in _engine_files and frame.f_back is not None:
             frame = frame.f_back
-        edges = tuple([(x.node or x) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs])
-        node = Node(self, edges, params, out.shape, (frame.f_code, frame.f_lasti))
         plan = self._plans.get(bits) or self._make_plan(bits, len(inputs))
-        if plan.inputs:
-            saved: list[Any] = [None] * len(inputs)
-            versions: list[int | None] | None = None
-            for i in plan.inputs:
-                x = saved[i] = inputs[i]
+        saved = NOTHING
+        if plan.anything or cache is not None:
+            values = inputs if plan.everything else [x if keep else None for x, keep in zip(inputs, plan.inputs)]
+            versions = None
+            for x in values:
                 if isinstance(x, Tensor) and x.version is not None:
-                    versions = versions or [None] * len(inputs)
-                    versions[i] = x.version[0]
-            node.saved, node.versions = saved, versions
-        if plan.output:
-            node.output = out
-        if plan.shapes:
-            node.shapes = tuple([getattr(a, "shape", None) for a in arrays])
-        node.cache = cache
+                    versions = [*(versions or ()), (x, x.version[0])]
+            shapes = tuple([getattr(a, "shape", None) for a in arrays]) if plan.shapes else None
+            saved = Saved(values, versions, out if plan.output else None, shapes, cache)
+        node = Node(self, edges, params, out.shape, saved, frame.f_code, frame.f_lasti)
         if STATE.region is not None:
             STATE.region.drop(node)
         return node
 
     def _make_plan(self, bits: int, count: int) -> _Plan:
         """The union of what the rules for these inputs read (a kernel's backward may run in the place of any of them)."""
-        rules = [r for r in self.rules if self.variadic or any(bits >> i & 1 for i in r.targets)]
+        rules = [r for r in self.rules if r.target is None or bits >> r.target & 1]
         rules += [k.backward for kernels in self.kernels.values() for k in kernels if k.backward is not None]
-        everything = self.fused or any(rule.inputs is None for rule in rules)
-        inputs = range(count) if everything else {i for rule in rules for i in rule.inputs or ()}
-        plan = _Plan(tuple(sorted(inputs)), any("out" in r.wants for r in rules), any("shapes" in r.wants for r in rules))
+        keep = [self.fused or any(r.inputs is None or i in r.inputs for r in rules) for i in range(count)]
+        output, shapes = any("out" in r.wants for r in rules), any("shapes" in r.wants for r in rules)
+        plan = _Plan(tuple(keep), all(keep), output, shapes, any(keep) or output or shapes)
         self._plans[bits] = plan
         return plan
 
@@ -369,7 +356,7 @@ class Op(Generic[P]):
         except (TypeError, ValueError) as error:
             raise TypeError(f"{self.name}() needs tensors, arrays or numbers: {error}") from None
 
-    def _promote(self, inputs: Sequence[Any], plain: bool) -> list[Any] | None:
+    def _promote(self, inputs: Sequence[Any]) -> list[Any] | None:
         """Inputs cast to one dtype, or None if they need no cast. Any float beats any integer; Python numbers are weak.
 
         NumPy's own table would turn int64 with float32 into float64; here float64 comes only from float64.
@@ -383,7 +370,7 @@ class Op(Generic[P]):
         elif self.dtypes == "float" or any(type(x) is float for x in inputs):
             target = np.dtype(np.float32)
         elif dtypes:
-            target = np.result_type(*dtypes, *[x for x in inputs if plain and type(x) in (int, bool)])
+            target = np.result_type(*dtypes, *[x for x in inputs if type(x) in (int, bool)])
         else:
             target = np.dtype(np.float32 if any(isinstance(x, float) for x in inputs) else np.int64)
             return [x if x is None else Tensor(np.asarray(x, target)) for x in inputs]
@@ -393,67 +380,61 @@ class Op(Generic[P]):
 
     # Backward.
 
-    def backpropagate(self, node: Node, g: Tensor, edges: tuple, create_graph: bool) -> list[Tensor | None]:
+    def backpropagate(self, node: Node, g: Tensor, edges: Sequence[Any], create_graph: bool) -> list[Tensor | None]:
         """The gradients of the inputs whose edge is not None, from the gradient `g` of the result."""
-        saved = node.inputs()
-        needs = tuple([edge is not None for edge in edges])
-        if self.kernels and not create_graph:
-            for kernel in self.kernels.get(array_module(g.data).__name__, ()):
-                if kernel.backward is not None and (node.cache is not None or not kernel.caches):
-                    found = self._kernel_backward(kernel, node, g, saved, needs)
-                    if found is not None:
-                        return found
+        saved = node.recall()
+        if self.kernels and not create_graph and g.data.size >= self.smallest:
+            found = self._kernel_backward(node, g, saved, edges)
+            if found is not None:
+                return found
         if self.fused:
-            return self._differentiate_composition(node, g, saved, needs, create_graph)
+            return self._differentiate_composition(node, g, saved.inputs, edges, create_graph)
         gradients: list[Tensor | None] = [None] * len(edges)
-        out = None
-        if node.output is not None:
-            out = Tensor(node.output, True, node) if create_graph else Tensor(node.output)
+        out: Any = saved.output
+        if out is not None:
+            out = Tensor(out, True, node) if create_graph else Tensor(out)
         for rule in self.rules:
-            targets = range(len(edges)) if self.variadic else rule.targets
-            for target in targets:
-                if needs[target]:
-                    break
+            if rule.target is not None:
+                if edges[rule.target] is not None:
+                    gradients[rule.target] = rule.call(g, out, saved, node.params, edges)
             else:
-                continue
-            values = rule(g, node, saved, out, needs)
-            if len(targets) == 1:
-                gradients[targets[0]] = values
-            else:
-                for target, value in zip(targets, values, strict=True):
-                    if needs[target]:
-                        gradients[target] = value
+                values = rule.call(g, out, saved, node.params, edges)
+                gradients = [v if edge is not None else None for v, edge in zip(values, edges, strict=True)]
         return gradients
 
-    def _kernel_backward(
-        self, kernel: Kernel, node: Node, g: Tensor, saved: Sequence[Any], needs: tuple[bool, ...]
-    ) -> list[Tensor | None] | None:
-        started = perf_counter() if OBSERVERS else 0.0
-        arrays = [x.data if isinstance(x, Tensor) else x for x in saved]
-        assert kernel.backward is not None
-        values = kernel.backward(g.data, node, arrays, node.output, needs)
-        if values is NotImplemented:
-            return None
-        values = values if isinstance(values, tuple) else (values,)
-        if OBSERVERS:
-            seconds = perf_counter() - started
-            for observer in tuple(OBSERVERS):
-                observer(Call(self, f"{kernel.backend} backward", [g.data, *arrays], values[0], node.params, seconds, node))
-        return [Tensor(v) if v is not None and need else None for v, need in zip(values, needs)]
+    def _kernel_backward(self, node: Node, g: Tensor, saved: Saved, edges: Sequence[Any]) -> list[Tensor | None] | None:
+        """By the first kernel that takes it, or None."""
+        for kernel in self.kernels.get(array_module(g.data).__name__, ()):
+            if kernel.backward is None or g.data.size < kernel.above or (kernel.caches and saved.cache is None):
+                continue
+            observed = OBSERVERS and perf_counter()
+            arrays = [x.data if isinstance(x, Tensor) else x for x in saved.inputs]
+            values = kernel.backward.call(g.data, saved.output, saved._replace(inputs=arrays), node.params, edges)
+            if values is NotImplemented:
+                continue
+            values = values if isinstance(values, tuple) else (values,)
+            if observed:
+                seconds = perf_counter() - observed
+                for observer in tuple(OBSERVERS):
+                    observer(Call(self, f"{kernel.backend} backward", [g.data, *arrays], values[0], node.params, seconds, node))
+            return [Tensor(v) if v is not None and edge is not None else None for v, edge in zip(values, edges)]
+        return None
 
     def _differentiate_composition(
-        self, node: Node, g: Tensor, saved: Sequence[Any], needs: tuple[bool, ...], create_graph: bool
+        self, node: Node, g: Tensor, inputs: Sequence[Any], edges: Sequence[Any], create_graph: bool
     ) -> list[Tensor | None]:
         """Run the composition again on aliases of the inputs (so that the derivative is partial) and differentiate that."""
-        aliases = list(saved)
-        for i, need in enumerate(needs):
-            if need:
-                aliases[i] = alias(saved[i]) if create_graph else saved[i].detach().requires_grad_()
+        aliases = list(inputs)
+        wanted = [i for i, edge in enumerate(edges) if edge is not None]
+        for i in wanted:
+            aliases[i] = alias(inputs[i]) if create_graph else inputs[i].detach().requires_grad_()
         with autograd.enable_grad():
             output = self._compose(aliases, node.params)
-        wanted = [a for a, need in zip(aliases, needs) if need]
-        found = iter(autograd.grad(output, wanted, g, create_graph=create_graph))
-        return [next(found) if need else None for need in needs]
+        found = autograd.grad(output, [aliases[i] for i in wanted], g, create_graph=create_graph)
+        gradients: list[Tensor | None] = [None] * len(edges)
+        for i, gradient in zip(wanted, found):
+            gradients[i] = gradient
+        return gradients
 
 
 def op(

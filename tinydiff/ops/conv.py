@@ -133,22 +133,24 @@ def _(g: Tensor, x: Tensor, stride: Pair, padding: Padding) -> Tensor:
     return conv2d(x, g, None, stride, padding)
 
 
-def _float32(x: Array, *rest: Any, **params: Any) -> bool:
-    return x.dtype == np.float32
-
-
-@_conv2d.kernel("numpy", when=_float32)
+@_conv2d.kernel("numpy")
 def _(x: Array, w: Array, bias: Any, residual: Any, stride: Pair, padding: Padding) -> Any:
+    if x.dtype != np.float32:
+        return NotImplemented
     return kernels.conv.conv2d(x, w, bias, residual, stride=stride, padding=padding)
 
 
-@_conv2d_input_grad.kernel("numpy", when=_float32)
+@_conv2d_input_grad.kernel("numpy")
 def _(gy: Array, w: Array, input_size: Pair, stride: Pair, padding: Padding) -> Any:
+    if gy.dtype != np.float32:
+        return NotImplemented
     return kernels.conv.conv2d_input_grad(gy, w, input_size=input_size, stride=stride, padding=padding)
 
 
-@_conv2d_weight_grad.kernel("numpy", when=_float32)
+@_conv2d_weight_grad.kernel("numpy")
 def _(x: Array, gy: Array, kernel_size: Pair, stride: Pair, padding: Padding) -> Any:
+    if x.dtype != np.float32:
+        return NotImplemented
     return kernels.conv.conv2d_weight_grad(x, gy, kernel_size=kernel_size, stride=stride, padding=padding)
 
 

@@ -16,9 +16,8 @@ SQRT_HALF = math.sqrt(0.5)
 TWO_OVER_SQRT_PI = 2 / math.sqrt(math.pi)
 
 
-def large(x: Array, *others: Any, **params: Any) -> bool:
-    """Whether one array is big enough for a compiled kernel to beat NumPy's call (and to be worth importing Numba)."""
-    return x.size >= 8192
+LARGE = 8192
+"""How many elements it takes for a compiled kernel to beat NumPy's call, and to be worth importing Numba for."""
 
 
 # Casting.
@@ -51,7 +50,7 @@ def add(xp: Any, x: Array, y: Array) -> Array:
     return xp.add(x, y)
 
 
-@add.kernel("numpy", when=lambda x, y: getattr(x, "size", 0) >= 1 << 18)
+@add.kernel("numpy", above=1 << 18)
 def _(x: Array, y: Array) -> Any:
     return kernels.activation.add(x, y)
 
@@ -269,7 +268,7 @@ def tanh(xp: Any, x: Array) -> Array:
     return xp.tanh(x)
 
 
-@tanh.kernel("numpy", when=large)
+@tanh.kernel("numpy", above=LARGE)
 def _(x: Array) -> Any:
     return kernels.activation.tanh(x)
 
@@ -290,7 +289,7 @@ def sigmoid(xp: Any, x: Array) -> Array:
     return stable_sigmoid(xp, x)
 
 
-@sigmoid.kernel("numpy", when=large)
+@sigmoid.kernel("numpy", above=LARGE)
 def _(x: Array) -> Any:
     return kernels.activation.sigmoid(x)
 
@@ -323,7 +322,7 @@ def _(g: Tensor, x: Tensor) -> Tensor:
     return mul(g, mul(s, add(1.0, mul(x, sub(1.0, s)))))
 
 
-@silu.kernel("numpy", when=large)
+@silu.kernel("numpy", above=LARGE)
 def _(x: Array) -> Any:
     return kernels.activation.silu(x)
 
@@ -343,7 +342,7 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     raise ValueError(f"gelu: approximate must be 'none' or 'tanh', not {approximate!r}")
 
 
-@gelu.kernel("numpy", when=large)
+@gelu.kernel("numpy", above=LARGE)
 def _(x: Array, approximate: str) -> Any:
     return kernels.activation.gelu(x, approximate)
 
@@ -359,7 +358,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * sigmoid(x * 1.702)
 
 
-@quick_gelu.kernel("numpy", when=large)
+@quick_gelu.kernel("numpy", above=LARGE)
 def _(x: Array) -> Any:
     return kernels.activation.quick_gelu(x)
 

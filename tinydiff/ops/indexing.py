@@ -9,7 +9,7 @@ import numpy as np
 from tinydiff import kernels
 from tinydiff.backend import Array
 from tinydiff.op import op
-from tinydiff.ops.elementwise import large
+from tinydiff.ops.elementwise import LARGE
 from tinydiff.ops.reduce import sum
 from tinydiff.ops.shape import reshape
 from tinydiff.tensor import Tensor
@@ -126,11 +126,11 @@ def _(g: Tensor) -> Tensor:
     return sum(reshape(g, (n, h // 2, 2, w // 2, 2, c)), axis=(2, 4))
 
 
-@upsample_nearest2d.kernel("numpy", when=large)
+@upsample_nearest2d.kernel("numpy", above=LARGE)
 def _(x: Array) -> Any:
     return kernels.resample.upsample_nearest2d(x)
 
 
 @upsample_nearest2d.kernel_backward("numpy")
 def _(g: Array) -> Any:
-    return kernels.resample.upsample_nearest2d_backward(g) if large(g) else NotImplemented
+    return kernels.resample.upsample_nearest2d_backward(g)

@@ -24,9 +24,11 @@ def matmul(xp: Any, x: Array, y: Array) -> Array:
     return xp.matmul(x, y)
 
 
-@matmul.kernel("numpy", when=lambda x, y: x.ndim >= 2 and y.ndim >= 2 and x.dtype == np.float32)
+@matmul.kernel("numpy")
 def _(x: Array, y: Array) -> Any:
-    return kernels.gemm.matmul(x, y) if 2 * x.size * y.shape[-1] > 1 << 20 else NotImplemented
+    if x.dtype != np.float32 or x.ndim < 2 or y.ndim < 2 or x.size * y.shape[-1] < 1 << 19:
+        return NotImplemented
+    return kernels.gemm.matmul(x, y)
 
 
 @matmul.vjp("x")

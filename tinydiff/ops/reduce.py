@@ -11,7 +11,7 @@ import numpy as np
 from tinydiff import kernels
 from tinydiff.backend import Array
 from tinydiff.op import fused, op
-from tinydiff.ops.elementwise import exp, large, mul, sqrt, sub
+from tinydiff.ops.elementwise import LARGE, exp, mul, sqrt, sub
 from tinydiff.ops.shape import broadcast_to, flip, reshape
 from tinydiff.tensor import Tensor
 
@@ -56,14 +56,14 @@ def _(g: Tensor, shapes: Any, axis: Axes, keepdims: bool) -> Tensor:
     return broadcast_to(_restore(g, shapes[0], axis, keepdims), shapes[0])
 
 
-@sum.kernel("numpy", when=lambda x, axis, keepdims: x.size >= 1 << 14 and axis is not None)
+@sum.kernel("numpy", above=1 << 14)
 def _(x: Array, axis: Axes, keepdims: bool) -> Any:
-    """Leading axes of a contiguous float array: one product with a vector of ones, several times faster than NumPy's loop."""
+    """Leading axes of a contiguous float array: columns summed by all threads, several times faster than NumPy's loop."""
     axes = normalise_axes(axis, x.ndim)
-    if x.dtype.kind != "f" or axes != tuple(range(len(axes))) or len(axes) == x.ndim or not x.flags.c_contiguous:
+    if x.dtype.kind != "f" or axes != tuple(range(len(axes))) or not 0 < len(axes) < x.ndim or not x.flags.c_contiguous:
         return NotImplemented
     rest = x.shape[len(axes) :]
-    total = kernels.norm.column_sum(x.reshape(math.prod(x.shape[: len(axes)]), math.prod(rest)))
+    total = kernels.reduce.column_sum(x.reshape(math.prod(x.shape[: len(axes)]), math.prod(rest)))
     return total if total is NotImplemented else total.reshape((1,) * (len(axes) * keepdims) + rest)
 
 
@@ -164,14 +164,14 @@ def _(g: Tensor, out: Tensor, axis: int) -> Tensor:
     return sub(scaled, mul(out, sum(scaled, axis, keepdims=True)))
 
 
-@softmax.kernel("numpy", when=large)
+@softmax.kernel("numpy", above=LARGE)
 def _(x: Array, axis: int) -> Any:
     return kernels.softmax.softmax(x) if axis in (-1, x.ndim - 1) else NotImplemented
 
 
 @softmax.kernel_backward("numpy")
 def _(g: Array, out: Array, axis: int) -> Any:
-    return kernels.softmax.softmax_backward(g, out) if axis in (-1, out.ndim - 1) and large(out) else NotImplemented
+    return kernels.softmax.softmax_backward(g, out) if axis in (-1, out.ndim - 1) else NotImplemented
 
 
 @op
