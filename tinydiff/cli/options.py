@@ -1,0 +1,84 @@
+"""What several commands share: parsing lists of numbers, progress bars."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+MOST = 1_000_000  # pictures in one call
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: the nearest known ones, or all."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, 2, 0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known)}"
+
+
+class Numbers(click.ParamType):
+    """Numbers from 0 as "7", "0,1,4", "0-63", mixed as one likes; or, where `words` allow it, one of these."""
+
+    name = "numbers"
+
+    def __init__(self, words: Sequence[str] = ()) -> None:
+        self.words = words
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A list of numbers, or the word."""
+        if not isinstance(value, str) or value in self.words:
+            return value
+        numbers: list[int] = []
+        for part in value.split(","):
+            first, dash, last = part.strip().partition("-")
+            if not (first.isdecimal() and (last.isdecimal() or not dash)):
+                also = "".join(f", or {word}" for word in self.words)
+                self.fail(f"{value!r}: write 7, or 0,1,4, or 0-63{also}", param, ctx)
+            span = range(int(first), int(last or first) + 1)
+            if not span:
+                self.fail(f"{value!r}: {part.strip()} runs backwards; write {last}-{first}", param, ctx)
+            if len(numbers) + (span.stop - span.start) > MOST:
+                self.fail(f"{value!r}: more than {MOST:,} numbers; do it in parts", param, ctx)
+            numbers += span
+        return numbers
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar with the time left, on stderr if that is a terminal; call what it gives with (done, of, a note)."""
+    if not sys.stderr.isatty():
+        yield lambda done, total, note: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    ]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None, note="")
+        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+
+
+device = click.option("--device", default="cpu", show_default=True, help="Where to compute.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that isn't there. Raises click.BadParameter."""
+    from tinydiff import backend
+
+    try:
+        backend.check_device(name)
+    except (ValueError, RuntimeError) as error:
+        raise click.BadParameter(str(error), param_hint="--device") from None

@@ -1,0 +1,149 @@
+"""`tinydiff sample`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from tinydiff.cli.options import MOST, Numbers, as_json, check_device, device, progress
+
+SAMPLERS = ("subtract", "ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m")
+File = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("run")
+@click.option("--class", "classes", type=Numbers(["all"]), help="Which: 3, or 0,1,4, or 0-4, or all.  [default: all]")
+@click.option("--n", type=click.IntRange(1, MOST), help="How many in total.  [default: 8 a class, or as many as seeds]")
+@click.option("--seeds", type=Numbers(), help="0-63, or 1,5,9, or the first of --n in a row.  [default: 0]")
+@click.option("--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True)
+@click.option("--steps", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option("--cfg", type=float, default=2.0, show_default=True, help="Guidance; 1 is none.")
+@click.option("--eta", type=click.FloatRange(0, 1), help="Fresh noise in ddim, from 0 to 1.  [default: 0]")
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Pictures at once.")
+@click.option("--out", type=File, help="PNG: a grid, a row for each class if there are several.")
+@click.option("--gif", type=File, help="GIF: noise becoming pictures.")
+@click.option("--npz", type=File, help="NumPy file: images (N, H, W[, C]) uint8, and labels.")
+@device
+@as_json
+def sample(
+    run: str,
+    classes: list[int] | str | None,
+    n: int | None,
+    seeds: list[int] | None,
+    sampler: str,
+    steps: int,
+    cfg: float,
+    eta: float | None,
+    batch_size: int,
+    out: Path | None,
+    gif: Path | None,
+    npz: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Draw with RUN, a run folder, or with the model that is shipped: digits."""
+    from tinydiff.pipeline import Pipeline, sample_labels
+
+    check_device(device)
+    if eta is not None and sampler != "ddim":
+        raise click.UsageError(f"--eta is for the sampler ddim, not {sampler}; leave it out")
+    if not np.isfinite(cfg):
+        raise click.BadParameter(f"{cfg} is not a finite number; 1 is no guidance", param_hint="--cfg")
+    files = [path for path in (out, gif, npz) if path is not None]
+    if not files:
+        raise click.UsageError("say where to: --out grid.png, --gif film.gif or --npz samples.npz")
+    for path in files:
+        if not path.absolute().parent.is_dir():
+            raise click.UsageError(f"{path}: there is no folder {path.parent}; make it first")
+    pipeline = Pipeline.load(run)
+    chosen = _classes(classes, pipeline.class_names)
+    if n is None:
+        n = len(seeds) if seeds and len(seeds) > 1 else 8 * max(1, len(chosen))
+    seeds = seeds or [0]
+    if len(seeds) == 1:
+        seeds = list(range(seeds[0], seeds[0] + n))
+    if len(seeds) != n:
+        raise click.UsageError(f"--n is {n}, but --seeds gives {len(seeds)}; give as many, or only the first")
+    labels = sample_labels(chosen, n) if chosen else None
+    frames: list[np.ndarray] | None = [] if gif else None
+    evaluations = 2 * steps - 1 if sampler == "heun" else steps
+    with progress("drawing") as update:
+        done = 0
+
+        def count(pictures: int) -> None:
+            nonlocal done
+            done += pictures
+            update(done, n * steps, f"{evaluations} evaluations a picture")
+
+        drawn = pipeline.draw(
+            labels,
+            seeds,
+            sampler=sampler,
+            steps=steps,
+            guidance=cfg,
+            eta=eta,
+            batch_size=batch_size,
+            frames=frames,
+            callback=count,
+        )
+    settings = {
+        "run": run,
+        "class": chosen,
+        "seeds": _spans(seeds),
+        "sampler": sampler,
+        "steps": steps,
+        "guidance": cfg,
+        **({"eta": eta} if eta is not None else {}),
+        "weights": pipeline.hash,
+    }
+    _write(drawn, labels, frames, settings, out, gif, npz)
+    print(json.dumps(settings | {"n": n, "files": [str(f) for f in files]}) if as_json else "\n".join(map(str, files)))
+
+
+def _classes(asked: list[int] | str | None, names: list[str]) -> list[int]:
+    """The classes to draw. Raises click.UsageError for one that the model doesn't have."""
+    if not isinstance(asked, list):
+        if asked is not None and not names:
+            raise click.UsageError("this model was trained without classes; leave --class out")
+        return list(range(len(names)))
+    if not names:
+        raise click.UsageError("this model was trained without classes; leave --class out")
+    for number in asked:
+        if number >= len(names):
+            raise click.UsageError(f"--class {number}: the model knows classes 0 to {len(names) - 1}")
+    return list(dict.fromkeys(asked))
+
+
+def _spans(numbers: list[int]) -> str:
+    """ "0-63" for a row of numbers, else "1,5,9"."""
+    if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]}-{numbers[-1]}"
+    return ",".join(map(str, numbers))
+
+
+def _write(
+    drawn: np.ndarray,
+    labels: np.ndarray | None,
+    frames: list[np.ndarray] | None,
+    settings: dict[str, Any],
+    out: Path | None,
+    gif: Path | None,
+    npz: Path | None,
+) -> None:
+    from tinydiff import __version__, images, io
+    from tinydiff.pipeline import sheet
+
+    enlarged = max(1, 64 // max(drawn.shape[1:3]))
+    if out is not None:
+        images.save_png(out, sheet(drawn, labels, enlarged), settings | {"software": f"tinydiff {__version__}"})
+    if gif is not None and frames is not None:
+        images.save_gif(gif, [sheet(frame, labels, enlarged) for frame in frames], 0.06, hold=2.0)
+    if npz is not None:
+        pictures = drawn[..., 0] if drawn.shape[-1] == 1 else drawn
+        with io.replacing(npz) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, images=pictures, labels=np.zeros(0, np.int64) if labels is None else labels)

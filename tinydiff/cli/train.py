@@ -1,0 +1,132 @@
+"""`tinydiff train`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tinydiff.cli.options import as_json, check_device, device, nearest, progress
+
+
+class _Setting(click.ParamType):
+    """NAME=VALUE, the value as JSON or, failing that, as text."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """(name, value)"""
+        name, equals, text = value.partition("=")
+        if not equals or not name:
+            self.fail(f"{value!r}: write NAME=VALUE, such as lr=0.001", param, ctx)
+        try:
+            return name, json.loads(text)
+        except ValueError:
+            return name, text
+
+
+@click.command()
+@click.argument("task")
+@click.option("--out", "out", required=True, type=click.Path(path_type=Path), metavar="RUN", help="Folder for the run.")
+@click.option("--data", help="digits, mnist:DIR, fashion:DIR or folder:DIR.  [default: digits]")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Train about as long.  [default: 10]")
+@click.option("--steps", type=click.IntRange(min=1), help="Train that many steps instead.")
+@click.option("--preset", help="small or base.  [default: small]")
+@click.option("--seed", type=click.IntRange(min=0), help="Fixes everything random.  [default: 0]")
+@click.option("--size", type=click.IntRange(min=1), help="Size of a folder's pictures.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Pictures a step.")
+@click.option("--lr", type=float, help="Highest learning rate.")
+@click.option("--predict", help="What the denoiser answers: noise, v or x0.")
+@click.option("--schedule", help="How much noise at which time: linear, scaled_linear, cosine or karras.")
+@click.option("--times", help="How times are drawn: uniform, lognormal or logit_normal.")
+@click.option("--min-snr", type=float, help="Turn min-SNR weighting on, with this γ (5 is usual).")
+@click.option("--set", "settings", multiple=True, type=_Setting(), help="Any other setting; model.NAME for the network's.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@device
+@as_json
+def train(task: str, out: Path, minutes: float | None, steps: int | None, preset: str | None, **given: Any) -> None:
+    """Train TASK (denoiser or classifier), into a run folder.
+
+    Ctrl-C saves; the same command with --resume goes on as if it had never stopped.
+    """
+    from tinydiff.run import Run
+    from tinydiff.tasks import TASKS, configure, make_task
+
+    if task not in TASKS:
+        import difflib
+
+        near = difflib.get_close_matches(task, TASKS, 1)
+        raise click.UsageError(
+            f"no such task {task!r}; {f'did you mean {near[0]}?' if near else 'choose from ' + ', '.join(TASKS)}"
+        )
+    check_device(given.pop("device"))
+    resume, json_wanted = given.pop("resume"), given.pop("as_json")
+    options = dict(given.pop("settings")) | {name: value for name, value in given.items() if value is not None}
+    if steps is not None and minutes is not None:
+        raise click.UsageError("--steps and --minutes exclude each other; give one")
+    options |= {"steps": steps} if steps is not None else {"minutes": minutes} if minutes is not None else {}
+    if resume:
+        run = Run.open(out)
+        _agree(run.config, {"task": task} | options | ({"preset": preset} if preset is not None else {}), out)
+    else:
+        try:
+            config = configure(task, preset or "small", options)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+        for note in make_task(config).notes:
+            print(f"tinydiff: {note}", file=sys.stderr)
+        run = Run.create(out, config)
+    result = train_with_progress(run, f"tinydiff train {task} --out {out} --resume")
+    print(json.dumps(result) if json_wanted else describe(out, result))
+
+
+def _agree(config: dict[str, Any], options: dict[str, Any], out: Path) -> None:
+    """Refuse options that differ from what the run was started with."""
+    for name, value in options.items():
+        before = config["model"].get(name.removeprefix("model.")) if name.startswith("model.") else config.get(name)
+        if before != value:
+            raise click.UsageError(
+                f"{out} was started with {name} = {before!r}, not {value!r}; leave it out, or choose another --out"
+            )
+
+
+def describe(out: Path, result: dict[str, Any]) -> str:
+    """One line about a finished training."""
+    figures = [f"loss {result['loss']:.4f}"] + [f"accuracy {result[name]:.4f}" for name in ("accuracy",) if name in result]
+    return f"{out}: {result['steps']} steps in {result['seconds']:.0f} s, {', '.join(figures)}, weights {result['weights']}"
+
+
+def train_with_progress(run: Any, again: str) -> dict[str, Any]:
+    """Train or go on; `again` is the command that goes on after an interruption. Returns the last step's figures."""
+    from tinydiff.pipeline import load_model, weights_hash
+    from tinydiff.train import Interrupted, Trainer
+    from tinydiff.train import train as run_training
+
+    last: dict[str, Any] = {}
+    losses: list[float] = []
+    with progress("training") as update:
+
+        def report(trainer: Trainer, row: dict[str, float]) -> None:
+            losses.append(row["loss"])
+            last.update(row)
+            update(trainer.step, trainer.total, f"loss {sum(losses[-50:]) / len(losses[-50:]):.4f}")
+
+        try:
+            trainer = run_training(run, report)
+        except Interrupted as stop:
+            print(f"tinydiff: {stop}. To go on: {again}", file=sys.stderr)
+            raise click.exceptions.Exit(128 + stop.signal) from None  # as shells count
+    figures = {name: last[name] for name in ("accuracy",) if name in last}
+    tail = losses[-100:]
+    model, _ = load_model(run.path)
+    return {
+        "run": str(run.path),
+        "steps": trainer.total,
+        "seconds": round(trainer.seconds, 3),
+        "loss": sum(tail) / len(tail),
+        **figures,
+        "weights": weights_hash(model),
+    }

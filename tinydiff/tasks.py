@@ -1,0 +1,263 @@
+"""What to train: everything that differs from one kind of model to another. The loop that trains them all is in `train`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from tinydiff import __version__, data, images, models, ops, random
+from tinydiff.augment import jitter
+from tinydiff.diffusion import add_noise, make_example, make_schedule
+from tinydiff.diffusion.names import choose
+from tinydiff.nn import Module
+from tinydiff.pipeline import Pipeline
+from tinydiff.tensor import Tensor, as_tensor
+
+Config = dict[str, Any]
+
+COMMON: Config = {
+    "data": "digits",  # what `tinydiff.data.load` takes
+    "size": None,  # of a folder's pictures
+    "seed": 0,
+    "steps": None,  # how long to train; if None,
+    "minutes": 10.0,  # as many as fit
+    "showings": 8,  # how often it shows what it can do by now
+    "batch_size": 128,
+    "lr": 2e-3,
+    "betas": [0.9, 0.99],
+    "weight_decay": 0.01,
+    "warmup": 100,  # steps; at most a tenth of all
+    "clip": 1.0,  # of the gradient's norm
+    "ema": 0.999,  # decay of the averaged weights, which are the ones kept
+}
+
+UNET: Config = {
+    "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+    "attention_head_dim": 32,
+    "norm_num_groups": 8,
+}
+
+
+class Task(Protocol):
+    """A model, its data and its loss. Randomness comes from (seed, step) alone, so that a run can stop and go on anywhere."""
+
+    config: Config
+    notes: tuple[str, ...]  # what the user should hear of the data
+
+    def build(self) -> Module:
+        """The untrained model, the same for the same seed."""
+        ...
+
+    def loss(self, model: Module, step: int) -> Tensor:
+        """The loss of step `step`'s batch: a tensor of one element."""
+        ...
+
+    def card(self) -> Config:
+        """What is kept beside the weights: all that is needed to use the model."""
+        ...
+
+    def show(self, model: Module, step: int, folder: Path) -> dict[str, float]:
+        """Write to `folder` what the model can do by now, and return figures of merit."""
+        ...
+
+
+def configure(task: str, preset: str = "small", options: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of a run: the task's defaults, the preset, then `options` ("model.KEY" reaches into the network's).
+
+    Raises ValueError for an unknown task, preset or option, or a value of the wrong kind.
+    """
+    chosen = choose(TASKS, task, "task")
+    config: Config = {"task": task, "preset": preset, **COMMON, **chosen.DEFAULTS, "model": {}}
+    config |= choose(chosen.PRESETS, preset, f"preset of {task}")
+    config["model"] = dict(config["model"])
+    for name, value in (options or {}).items():
+        if name.startswith("model."):
+            config["model"][name.removeprefix("model.")] = value
+            continue
+        before = choose(config, name, f"option of {task}")
+        if not _same_kind(before, value):
+            raise ValueError(f"option {name} = {value!r}: it should be like {before!r}")
+        config[name] = value
+    for name in ("batch_size", "lr", "clip", "minutes" if config["steps"] is None else "steps"):
+        if not 0 < config[name] < math.inf:
+            raise ValueError(f"option {name} = {config[name]}: it must be positive")
+    if config["seed"] < 0:
+        raise ValueError(f"option seed = {config['seed']}: it must be at least 0")
+    return config
+
+
+def _same_kind(before: Any, value: Any) -> bool:
+    if before is None or value is None:
+        return True
+    if isinstance(before, float):
+        return isinstance(value, float | int) and not isinstance(value, bool)
+    return isinstance(value, type(before)) and isinstance(value, bool) == isinstance(before, bool)
+
+
+def make_task(config: Config) -> Task:
+    """The task that a configuration describes, with its data loaded."""
+    return choose(TASKS, config.get("task", ""), "task")(config)
+
+
+class _OnPictures:
+    """What the tasks on (N, H, W, C) pictures with labels share: data, batches and randomness by step."""
+
+    DEFAULTS: ClassVar[Config] = {}
+    PRESETS: ClassVar[dict[str, Config]] = {}
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.data = data.load(config["data"], size=config["size"])
+        self.notes = self.data.notes
+
+    def rng(self, step: int, purpose: int = 0) -> np.random.Generator:
+        """The random generator of one step (`purpose` tells several apart)."""
+        return np.random.default_rng([self.config["seed"], step, purpose])
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Pictures in [-1, 1] (N, H, W, C) float32 and labels (N,) of step `step`."""
+        config = self.config
+        index = data.batch_indices(len(self.data.images), config["batch_size"], config["seed"], step)
+        labels = None if self.data.labels is None else self.data.labels[index]
+        return images.from_uint8(self.data.images[index]), labels
+
+    def describe(self) -> Config:
+        """What every model's card says of its data."""
+        return {
+            "task": self.config["task"],
+            "version": __version__,
+            "data": self.config["data"],
+            "size": self.config["size"],
+            "shape": list(self.data.images.shape[1:]),
+            "class_names": list(self.data.class_names),
+        }
+
+
+class DenoiserTask(_OnPictures):
+    """A UNet that predicts the noise in a picture (or v, or the picture itself), told the class of the picture or nothing."""
+
+    DEFAULTS: ClassVar[Config] = {
+        "schedule": "cosine",
+        "predict": "v",
+        "times": "uniform",  # how t is drawn
+        "stratified": True,
+        "min_snr": None,  # γ of min-SNR weighting
+        "class_drop": 0.1,  # how often the class is withheld, for guidance
+        "pad": 0,  # pixels of border added on each side
+    }
+    PRESETS: ClassVar[dict[str, Config]] = {
+        "small": {"model": UNET | {"block_out_channels": [32, 64, 64], "layers_per_block": 1}},
+        "base": {"model": UNET | {"block_out_channels": [64, 128, 128], "layers_per_block": 2}},
+    }
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.schedule = make_schedule(config["schedule"])
+        self.classes = 0 if self.data.labels is None else self.data.num_classes
+
+    def card(self) -> Config:
+        """See `Task`."""
+        names = ("schedule", "predict", "pad")
+        return self.describe() | {name: self.config[name] for name in names} | {"model": self.model_config()}
+
+    def model_config(self) -> Config:
+        """The network's configuration, its sizes taken from the data."""
+        height, _, channels = self.data.images.shape[1:]
+        sizes = {"sample_size": height + 2 * self.config["pad"], "in_channels": channels, "out_channels": channels}
+        return sizes | {"num_class_embeds": self.classes + 1 if self.classes else None} | self.config["model"]
+
+    def build(self) -> Module:
+        """See `Task`."""
+        random.manual_seed(self.config["seed"])
+        return models.UNet2DModel.from_config(self.model_config())
+
+    def loss(self, model: Module, step: int) -> Tensor:
+        """The mean squared error of the prediction at random noise levels; weighted per picture if min-SNR is on."""
+        config, rng = self.config, self.rng(step)
+        x0, labels = self.batch(step)
+        if config["pad"]:
+            border = (config["pad"], config["pad"])
+            x0 = np.pad(x0, ((0, 0), border, border, (0, 0)), constant_values=-1.0)
+        if labels is not None:
+            labels = np.where(rng.random(len(x0)) < config["class_drop"], self.classes, labels)
+        example = make_example(
+            x0, rng, self.schedule, config["predict"], config["times"], config["stratified"], config["min_snr"]
+        )
+        predicted, target = model(as_tensor(example.x), example.t, labels), example.target
+        if config["min_snr"] is not None:
+            root = np.sqrt(example.weight)[:, None, None, None]
+            predicted, target = predicted * as_tensor(root), target * root
+        return ops.mse_loss(predicted, as_tensor(target))
+
+    def show(self, model: Module, step: int, folder: Path) -> dict[str, float]:
+        """A grid of drawn pictures, a row for each class."""
+        pipeline = Pipeline(model, self.card())
+        rows = max(self.classes, 1)
+        labels = np.repeat(np.arange(rows), 8) if self.classes else None
+        drawn = pipeline.draw(labels, range(8 * rows), sampler="dpmpp_2m", steps=20, guidance=2.0 if self.classes else 1.0)
+        images.save_png(folder / f"step-{step:06d}.png", images.grid(drawn, columns=8, enlarged=2), {"step": str(step)})
+        return {}
+
+
+class ClassifierTask(_OnPictures):
+    """A network that says which class a picture is of, and how much it is one at all.
+
+    With "not_a_digit" there is one class more, and a part of every batch is noised: x_t = α·x_0 + σ·ε is to be class k with
+    probability α² and "nothing" with σ². So log P rises all the way from noise to a digit, and its gradient leads there.
+    """
+
+    DEFAULTS: ClassVar[Config] = {"not_a_digit": True, "noisy": 0.3, "augment": True, "schedule": "cosine"}
+    PRESETS: ClassVar[dict[str, Config]] = {"small": {"model": {}}, "base": {"model": {}}}
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        if self.data.labels is None:
+            raise ValueError(f"data {config['data']!r} has no labels; a classifier needs them")
+        self.schedule = make_schedule(config["schedule"])
+        self.classes = self.data.num_classes
+
+    def card(self) -> Config:
+        """See `Task`."""
+        return self.describe() | {"not_a_digit": self.config["not_a_digit"], "model": self.model_config()}
+
+    def model_config(self) -> Config:
+        """The network's configuration, its sizes taken from the data."""
+        outputs = self.classes + bool(self.config["not_a_digit"])
+        return {"in_channels": self.data.images.shape[-1], "num_classes": outputs} | self.config["model"]
+
+    def build(self) -> Module:
+        """See `Task`."""
+        random.manual_seed(self.config["seed"])
+        return models.Classifier.from_config(self.model_config())
+
+    def loss(self, model: Module, step: int) -> Tensor:
+        """Cross-entropy with the classes, or with what is left of them under the noise."""
+        config, rng = self.config, self.rng(step)
+        x, labels = self.batch(step)
+        if config["augment"]:
+            x = jitter(x, rng)
+        if not config["not_a_digit"]:
+            return ops.cross_entropy(model(as_tensor(x)), labels)
+        t = rng.uniform(0, self.schedule.timesteps - 1, len(x))
+        noised = rng.random(len(x)) < config["noisy"]
+        alpha, sigma = np.where(noised, self.schedule.alpha(t), 1.0), np.where(noised, self.schedule.sigma(t), 0.0)
+        x = add_noise(x, rng.standard_normal(x.shape, dtype=np.float32), alpha, sigma)
+        target = np.zeros((len(x), self.classes + 1), np.float32)
+        target[np.arange(len(x)), labels] = alpha**2
+        target[:, -1] = sigma**2
+        return ops.cross_entropy(model(as_tensor(x)), as_tensor(target))
+
+    def show(self, model: Module, step: int, folder: Path) -> dict[str, float]:
+        """The share of at most 2,000 test pictures that it names rightly."""
+        from tinydiff.evaluate import Judge
+
+        test = data.load(self.config["data"], split="test", size=self.config["size"])
+        return {"accuracy": Judge(model, self.card()).accuracy(test.images[:2000], test.labels[:2000])}
+
+
+TASKS: dict[str, type[DenoiserTask] | type[ClassifierTask]] = {"denoiser": DenoiserTask, "classifier": ClassifierTask}

@@ -1,0 +1,223 @@
+"""The training loop, one for every model: batch, loss, backward, clip, AdamW with averaged weights, statistics, checkpoints.
+
+All randomness of step i comes from (seed, i), so a run that was stopped, or killed, goes on to bit for bit the weights that it
+would have had (with the same number of threads: sums are grouped by thread).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import statistics
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from tinydiff import io, random
+from tinydiff.nn import Module
+from tinydiff.optim import EMA, AdamW, clip_grad_norm, warmup_cosine
+from tinydiff.run import Run
+from tinydiff.tasks import Task, make_task
+
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
+Report = Callable[["Trainer", dict[str, float]], None]
+
+
+class Interrupted(Exception):
+    """Training was asked to stop by `signal` and saved itself at `step`."""
+
+    def __init__(self, run: Run, step: int, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}, and saved in {run.path}")
+        self.run, self.step, self.signal = run, step, number
+
+
+class Trainer:
+    """A model on its way: weights, optimiser, averages and step. `advance` does one step of `total`."""
+
+    def __init__(self, task: Task, total: int) -> None:
+        config = self.config = task.config
+        self.task, self.total, self.step, self.seconds = task, total, 0, 0.0
+        self.model: Module = task.build()
+        parameters = self.model.parameters()
+        self.optimizer = AdamW(parameters, config["lr"], tuple(config["betas"]), weight_decay=config["weight_decay"])
+        self.ema = EMA(parameters, config["ema"])
+
+    @property
+    def warmup(self) -> int:
+        """Steps over which the learning rate rises."""
+        return min(self.config["warmup"], max(1, self.total // 10))
+
+    def gradients(self) -> float:
+        """Run this step forward and backward; returns the loss."""
+        random.manual_seed(int(np.random.SeedSequence([self.config["seed"], self.step]).generate_state(1)[0]))
+        loss = self.task.loss(self.model, self.step)
+        loss.backward()
+        return float(loss.item())
+
+    def advance(self) -> dict[str, float]:
+        """One step; returns its statistics. Raises FloatingPointError, with nothing changed, if loss or gradient isn't finite."""
+        started = perf_counter()
+        loss = self.gradients()
+        norm = clip_grad_norm(self.model.parameters(), self.config["clip"])
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.model.zero_grad()
+            self._explain(f"step {self.step}: the loss is {loss} and the gradient's norm {norm}")
+        lr = self.config["lr"] * warmup_cosine(self.step, self.total, self.warmup)
+        self.optimizer.step(lr, self.ema)
+        self.model.zero_grad()
+        self.step += 1
+        seconds = perf_counter() - started
+        self.seconds += seconds
+        return {"step": self.step, "loss": loss, "grad_norm": norm, "lr": lr, "seconds": seconds}
+
+    def _explain(self, what: str) -> None:
+        """Run the step again under the finder and raise with the op that went wrong first."""
+        from tinydiff import hooks
+
+        try:
+            with hooks.first_nonfinite():
+                self.gradients()
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{what}. {error}") from None
+        finally:
+            self.model.zero_grad()
+        raise FloatingPointError(f"{what}, though every op's result is finite: their sum overflows; lower the learning rate")
+
+    def show(self, folder: Path) -> dict[str, float]:
+        """The task's pictures and figures, made with the averaged weights."""
+        self.ema.swap()
+        self.model.eval()
+        try:
+            return self.task.show(self.model, self.step, folder)
+        finally:
+            self.model.train()
+            self.ema.swap()
+
+    def save(self, run: Run) -> None:
+        """Write a checkpoint: the averaged weights as the model, everything as the state."""
+        averages = {id(p): average for p, average in zip(self.ema.parameters, self.ema.average)}
+        named = list(self.model.named_parameters())
+        model = {name: io.to_disk(name, averages[id(p)], p.layout) for name, p in named}
+        arrays = {f"weights.{name}": p.data for name, p in named}
+        arrays |= {f"optimizer.{name}": array for name, array in self.optimizer.state_dict().items()}
+        arrays |= {f"ema.{name}": array for name, array in self.ema.state_dict().items()}
+        state = {"step": self.step, "steps": self.total, "seconds": self.seconds}
+        run.save(model, self.task.card(), arrays, state)
+
+    def restore(self, arrays: io.Weights, state: dict[str, Any]) -> None:
+        """Continue from what `save` wrote. Raises ValueError when it doesn't fit the model."""
+
+        def part(prefix: str) -> io.Weights:
+            return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+
+        self.model.load_state_dict(part("weights."))
+        self.optimizer.load_state_dict(part("optimizer."))
+        self.ema.load_state_dict(part("ema."))
+        self.step, self.total, self.seconds = state["step"], state["steps"], state["seconds"]
+
+
+class _Stop:
+    """Inside the block, Ctrl-C and SIGTERM only set `signal`; a second one acts at once, as without the block."""
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._note) for number in self.signals}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._put_back()
+
+    def _put_back(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, *exception: Any) -> None:
+        self._put_back()
+
+
+def calibrate(task: Task, minutes: float, stop: _Stop) -> int:
+    """How many steps fit in `minutes`, from timing a few after the kernels are compiled. Their time counts as spent."""
+    budget = 60 * minutes
+    trainer = Trainer(task, total=10_000)
+    for _ in range(2):
+        trainer.advance()
+    times: list[float] = []
+    while (len(times) < 3 or (sum(times) < 0.02 * budget and len(times) < 50)) and stop.signal is None:
+        times.append(trainer.advance()["seconds"])
+    # Two hundredths go to checkpoints and pictures.
+    return max(1, int((0.98 * budget - sum(times)) / statistics.median(times))) if times else 1
+
+
+def train(run: Run, report: Report | None = None) -> Trainer:
+    """Train what `run`'s config describes, from its last checkpoint if it has one.
+
+    The number of steps is settled once, at the start; a run that goes on keeps it. `report` sees the statistics of each step.
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM, when the checkpoint is written.
+        FloatingPointError: loss or gradient not finite; the last checkpoint stays as it was.
+        ValueError: nothing left to do, or a config that makes no sense.
+    """
+    config = run.config
+    task = make_task(config)
+    found = run.load_state()
+    with _Stop() as stop:
+        if found is None:
+            run.rewind(0)
+            total = config["steps"] or calibrate(task, config["minutes"], stop)
+            if stop.signal is not None:
+                raise Interrupted(run, 0, stop.signal)
+            trainer = Trainer(task, total)
+            run.log(f"{config['task']} of {trainer.model.num_parameters():,} parameters, {total} steps, {os.cpu_count()} CPUs")
+            trainer.save(run)
+        else:
+            arrays, state = found
+            if state["step"] >= state["steps"]:
+                raise ValueError(
+                    f"{run.path} is finished: all of its {state['steps']} steps are done, so nothing is left to resume"
+                )
+            trainer = Trainer(task, state["steps"])
+            trainer.restore(arrays, state)
+            run.rewind(trainer.step)
+            run.log(f"resumed after step {trainer.step} of {trainer.total}")
+        _loop(trainer, run, stop, report)
+    return trainer
+
+
+def _loop(trainer: Trainer, run: Run, stop: _Stop, report: Report | None) -> None:
+    count = trainer.config["showings"]
+    showings = {max(1, round(trainer.total * i / count)) for i in range(1, count + 1)}
+    saved = perf_counter()
+    while trainer.step < trainer.total and stop.signal is None:
+        try:
+            row = trainer.advance()
+        except FloatingPointError as error:
+            run.log(f"stopped: {error}")
+            raise
+        if trainer.step in showings:
+            row |= trainer.show(run.samples)
+            run.log(", ".join(f"{name} {value:.6g}" for name, value in row.items()))
+        run.append_stats(row)
+        if report is not None:
+            report(trainer, row)
+        if perf_counter() - saved > SECONDS_BETWEEN_CHECKPOINTS and trainer.step < trainer.total:
+            trainer.save(run)
+            saved = perf_counter()
+    trainer.save(run)
+    if stop.signal is not None and trainer.step < trainer.total:
+        run.log(f"stopped by {signal.Signals(stop.signal).name} after step {trainer.step} of {trainer.total}")
+        raise Interrupted(run, trainer.step, stop.signal)
+    run.log(f"finished {trainer.total} steps in {trainer.seconds:.0f} s")
