@@ -37,9 +37,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     After a kill at any moment `path` holds either the old bytes or the new. Raises OSError naming `path` when writing fails.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the umask asks for: the block may put a file of its own, less readable, here
         yield temporary
+        temporary.chmod(mode)
         _flush(temporary)
         os.replace(temporary, path)
         if os.name == "posix":  # the rename itself survives a power cut only once the folder is flushed
@@ -88,12 +91,16 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def append_jsonl(path: str | Path, row: Mapping[str, Any]) -> None:
     """Add one row to a JSON-lines file. A number that is not finite is written as null, for JSON has no NaN."""
     finite = {key: None if isinstance(v, (float, np.floating)) and not math.isfinite(v) else v for key, v in row.items()}
-    line = _dumps(path, finite) + "\n"
+    append_line(path, _dumps(path, finite))
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Add one line of text to a file, made if need be."""
     try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(line)
+        with open(path, "a", encoding="utf-8", newline="\n") as file:
+            file.write(line + "\n")
     except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}") from error
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -140,12 +147,14 @@ def _refuse_constant(name: str) -> None:
 def save_weights(path: str | Path, weights: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Write named arrays, with text metadata, as a safetensors file, atomically.
 
-    Raises TypeError for a value that is not a numeric array, ValueError for a name that `load_weights` would refuse.
+    Raises TypeError for a value that is not a numeric array, ValueError for a name that the format keeps for itself.
     """
     path = Path(path)
     _refuse_pickle(path)
     arrays: Weights = {}
     for name, array in weights.items():
+        if name == "__metadata__":
+            raise ValueError(f"{path}: a tensor cannot be called {name!r}, where safetensors keeps its metadata; rename it")
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
             raise TypeError(f"{path}: {name!r} is {_describe(array)}; weights are NumPy arrays of float, integer or bool")
         # The library reads the memory behind the pointer, so strides and byte order must be plain. (ascontiguousarray alone
@@ -153,15 +162,24 @@ def save_weights(path: str | Path, weights: Mapping[str, np.ndarray], metadata: 
         arrays[name] = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(array.shape)
     with replacing(path) as temporary:
         try:
-            safetensors.numpy.save_file(arrays, temporary, dict(metadata or {}))
+            safetensors.numpy.save_file(arrays, temporary, dict(metadata) if metadata else None)
         except safetensors.SafetensorError as error:
             raise OSError(str(error)) from error
 
 
 def load_weights(path: str | Path) -> Weights:
     """Read a safetensors file into new arrays. Raises FileNotFoundError or ValueError (naming the file); never unpickles."""
+    weights: Weights = {}
     with _open_weights(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        for name in file.keys():  # noqa: SIM118 (not a mapping)
+            try:
+                weights[name] = file.get_tensor(name)
+            except Exception as error:  # whatever NumPy says of a dtype or a number of axes that it does not have
+                dtype = file.get_slice(name).get_dtype()
+                raise ValueError(
+                    f"{path}: NumPy cannot hold {name!r}, a {dtype} tensor ({error}); convert it to F32 first"
+                ) from error
+    return weights
 
 
 def load_metadata(path: str | Path) -> dict[str, str]:
@@ -177,13 +195,13 @@ def _open_weights(path: str | Path) -> Iterator[Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        with safetensors.safe_open(path, framework="np") as file:
-            yield file
+        file = safetensors.safe_open(path, framework="np")
     except OSError as error:
         raise OSError(f"cannot read {path}: {error.strerror or error}") from error
-    # Beside its own error the library raises whatever NumPy says of a dtype or shape it does not have.
-    except (safetensors.SafetensorError, ValueError, TypeError, AttributeError, KeyError, OverflowError, MemoryError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file of NumPy dtypes: {error}; copy or download it again") from error
+    except (safetensors.SafetensorError, MemoryError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}; copy or download it again") from error
+    with file:
+        yield file
 
 
 def _refuse_pickle(path: Path) -> None:

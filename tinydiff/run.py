@@ -11,7 +11,6 @@ written just before it: a model may be newer than the state, never older, and re
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -42,15 +41,19 @@ class Run:
         run = cls(path)
         if run._config.exists():
             raise FileExistsError(f"{run.path} already holds a run; continue it with --resume or choose another folder")
-        if run.path.is_dir() and any(run.path.iterdir()):
+        if run.path.is_dir() and any(not path.name.startswith(".") for path in run.path.iterdir()):
             raise FileExistsError(f"{run.path} is not empty and not a run; choose another folder")
-        try:
-            for folder in (run.samples, run._model.parent, run._state.parent):
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(f"cannot make the run folder {run.path}: {error.strerror}") from error
+        run._make(run.path)
         io.write_json(run._config, config)
+        run._make(run.samples, run._model.parent, run._state.parent)
         return run
+
+    def _make(self, *folders: Path) -> None:
+        for folder in folders:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OSError(f"cannot make the folder {folder}: {error.strerror}") from error
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -76,8 +79,7 @@ class Run:
 
     def log(self, text: str) -> None:
         """Add a line to log.txt, with the time (UTC)."""
-        with contextlib.closing(open(self._log, "a", encoding="utf-8")) as file:
-            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}\n")
+        io.append_line(self._log, f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}")
 
     # ------------------------------------------------------------------------------------------------------ checkpoints
 
@@ -98,6 +100,7 @@ class Run:
         if not isinstance(state.get("step"), int):
             raise ValueError(f"a state needs the step as an int, got {state.get('step')!r}")
         packed = json.dumps(state, allow_nan=False)
+        self._make(self.samples, self._model.parent, self._state.parent)  # a kill during `create` may have left one out
         io.write_json(self._model_config, model_config)
         io.save_weights(self._model, model, {"step": str(state["step"]), "hash": io.hash_weights(model)})
         io.save_weights(self._state, arrays, {"state": packed})
@@ -125,5 +128,5 @@ class Run:
         """Make the folder what it was at the checkpoint of `step`: drop later rows and what a kill left half-written."""
         rows = [row for row in self.stats if row.get("step", 0) <= step]
         io.write_atomic(self._stats, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-        for left_over in [*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")]:
+        for left_over in [*self.path.glob(".*tmp*"), *self.path.glob("*/.*tmp*")]:
             left_over.unlink(missing_ok=True)

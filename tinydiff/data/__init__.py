@@ -2,5 +2,5 @@
 
 from tinydiff.data.batches import batch_indices
 from tinydiff.data.dataset import Dataset, load
-from tinydiff.data.fetch import fetch
+from tinydiff.data.download import fetch
 from tinydiff.data.idx import read_idx, write_idx
