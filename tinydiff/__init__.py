@@ -13,6 +13,8 @@ from __future__ import annotations
 from tinydiff import models, nn, ops, optim
 from tinydiff.autograd import checkpoint, enable_grad, grad, hvp, is_grad_enabled, jvp, no_grad, set_grad_enabled, vjp
 from tinydiff.backend import get_num_threads, set_num_threads
+from tinydiff.draw import draw, steps
+from tinydiff.hooks import first_nonfinite, peak_memory, profile
 from tinydiff.op import fused, op
 from tinydiff.random import manual_seed
 from tinydiff.tensor import Tensor, as_tensor, from_dlpack, from_numpy, tensor
