@@ -12,6 +12,7 @@ import tinydiff as td
 from tinydiff.autograd import STATE
 from tinydiff.backend import Array
 from tinydiff.op import OBSERVERS, REGISTRY, Call
+from tinydiff.tensor import Tensor
 
 HERE = Path(__file__).name
 
@@ -182,6 +183,24 @@ def test_first_nonfinite_names_the_backward_and_the_line_of_its_forward():
         y = x.sqrt()
         y.sum().backward()
     assert f"div in the backward of sqrt (called at {Path(__file__)}:{line}) gave 1 of 2" in str(error.value)
+
+
+def test_first_nonfinite_names_the_fused_op_whose_composition_ran_backward():
+    @td.fused(name="root")
+    def root(x: Tensor):
+        return td.ops.sqrt(td.ops.mul(x, 1.0))
+
+    @root.kernel("numpy")
+    def _(x):
+        return np.sqrt(x)
+
+    del REGISTRY["root"]
+    x = td.tensor([0.0, 1.0], requires_grad=True)
+    line = sys._getframe().f_lineno + 1
+    y = root(x)
+    message = f"div in the backward of root .*{HERE}:{line}"
+    with pytest.raises(FloatingPointError, match=message), td.first_nonfinite(), np.errstate(divide="ignore"):
+        y.backward(np.ones(2))
 
 
 def test_first_nonfinite_sees_a_sum_of_gradients_overflow():
