@@ -185,7 +185,6 @@ def _opened(path: str | Path, formats: tuple[str, ...], max_pixels: int = MAX_PI
                 yield picture
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"{path} is not a picture ({', '.join(formats)})") from error
-    except (
-        Exception
-    ) as error:  # on a corrupt file Pillow's readers raise nearly anything: struct.error, IndexError, SyntaxError …
-        raise ValueError(f"cannot read the picture {path}: {error}") from error
+    except Exception as error:  # on a corrupt file Pillow's readers raise nearly anything, IndexError and SyntaxError too
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"cannot read the picture {path}: {reason}") from error
