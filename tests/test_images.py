@@ -62,7 +62,7 @@ def test_grid_places_each_picture_and_fills_the_rest() -> None:
         [30, 30, 30, 9, 9, 9, 9],
         [30, 30, 30, 9, 9, 9, 9],
     ]
-    assert images.grid(pictures, columns=2, gap=0, scale=4).shape == (16, 24, 1)
+    assert images.grid(pictures, columns=2, gap=0, enlarged=4).shape == (16, 24, 1)
     assert images.grid(noise(9, 4, 4, 3), gap=0).shape == (12, 12, 3)
 
 
@@ -90,7 +90,7 @@ def test_png_keeps_every_value(tmp_path: Path, shape: tuple[int, ...]) -> None:
     images.save_png(tmp_path / "a.png", picture)
     with Image.open(tmp_path / "a.png") as file:
         assert np.array_equal(np.asarray(file), picture.squeeze())
-    images.save_png(tmp_path / "a.png", picture, scale=3)
+    images.save_png(tmp_path / "a.png", picture, enlarged=3)
     with Image.open(tmp_path / "a.png") as file:
         assert file.size == (21, 15)
         assert np.array_equal(np.asarray(file)[1::3, 2::3], picture.squeeze())
@@ -122,7 +122,7 @@ def test_shapes_that_are_no_picture(tmp_path: Path, shape: tuple[int, ...]) -> N
 
 def test_gif_keeps_grey_frames_and_their_time(tmp_path: Path) -> None:
     frames = noise(4, 6, 5, 1)
-    images.save_gif(tmp_path / "a.gif", frames, 0.1, hold=1.0, scale=2)
+    images.save_gif(tmp_path / "a.gif", frames, 0.1, hold=1.0, enlarged=2)
     with Image.open(tmp_path / "a.gif") as film:
         assert film.n_frames == 4
         assert film.info["loop"] == 0

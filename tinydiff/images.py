@@ -46,8 +46,8 @@ def enlarge(image: np.ndarray, factor: int) -> np.ndarray:
     return image.repeat(factor, axis=height_axis).repeat(factor, axis=height_axis + 1)
 
 
-def grid(images: np.ndarray, columns: int | None = None, gap: int = 1, scale: int = 1, background: int = 0) -> np.ndarray:
-    """Lay pictures (N, H, W, C), uint8, out in rows: (rows · (H + gap) − gap, columns · (W + gap) − gap, C), times `scale`.
+def grid(images: np.ndarray, columns: int | None = None, gap: int = 1, enlarged: int = 1, background: int = 0) -> np.ndarray:
+    """Lay pictures (N, H, W, C), uint8, out in rows: (rows · (H + gap) − gap, columns · (W + gap) − gap, C), times `enlarged`.
 
     `columns` is by default the one that makes the grid about as many pictures wide as high; empty cells hold `background`.
     """
@@ -63,13 +63,13 @@ def grid(images: np.ndarray, columns: int | None = None, gap: int = 1, scale: in
     for index, image in enumerate(images):
         sheet[index // columns, :height, index % columns, :width] = image
     sheet = sheet.reshape(rows * (height + gap), columns * (width + gap), channels)
-    return enlarge(sheet[: rows * (height + gap) - gap, : columns * (width + gap) - gap], scale)
+    return enlarge(sheet[: rows * (height + gap) - gap, : columns * (width + gap) - gap], enlarged)
 
 
 # ------------------------------------------------------------------------------------------------------------ PNG and GIF
 
 
-def save_png(path: str | Path, image: np.ndarray, metadata: Mapping[str, Any] | None = None, scale: int = 1) -> None:
+def save_png(path: str | Path, image: np.ndarray, metadata: Mapping[str, Any] | None = None, enlarged: int = 1) -> None:
     """Write a picture as PNG, atomically, each entry of `metadata` as a text chunk (strings as they are, the rest as JSON)."""
     info = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
@@ -81,7 +81,7 @@ def save_png(path: str | Path, image: np.ndarray, metadata: Mapping[str, Any] | 
         # Latin-1 text is what every PNG reader knows; the rest needs the newer, UTF-8 chunk.
         (info.add_text if text.isascii() else info.add_itxt)(key, text)
     buffer = io.BytesIO()
-    _to_pillow(image, scale).save(buffer, "PNG", pnginfo=info, optimize=True)
+    _to_pillow(image, enlarged).save(buffer, "PNG", pnginfo=info, optimize=True)
     write_atomic(path, buffer.getvalue())
 
 
@@ -93,7 +93,7 @@ def read_png_metadata(path: str | Path) -> dict[str, str]:
 
 
 def save_gif(
-    path: str | Path, frames: Sequence[np.ndarray] | np.ndarray, seconds_per_frame: float, hold: float = 0.0, scale: int = 1
+    path: str | Path, frames: Sequence[np.ndarray] | np.ndarray, seconds_per_frame: float, hold: float = 0.0, enlarged: int = 1
 ) -> None:
     """Write pictures of one shape as an endless film, atomically; the last frame stays `hold` seconds longer.
 
@@ -105,7 +105,7 @@ def save_gif(
         raise ValueError(f"the frames of a film have one shape, got {sorted({frame.shape for frame in frames})}")
     if not 0.02 <= seconds_per_frame <= 600 or not 0 <= hold <= 600:
         raise ValueError(f"a frame stays 0.02 to 600 seconds and hold is 0 to 600, got {seconds_per_frame} and {hold}")
-    pictures = [_to_pillow(frame, scale) for frame in frames]
+    pictures = [_to_pillow(frame, enlarged) for frame in frames]
     durations = [round(seconds_per_frame * 100) * 10] * len(pictures)
     durations[-1] += round(hold * 100) * 10
     buffer = io.BytesIO()
@@ -113,13 +113,13 @@ def save_gif(
     write_atomic(path, buffer.getvalue())
 
 
-def _to_pillow(image: np.ndarray, scale: int) -> Image.Image:
+def _to_pillow(image: np.ndarray, enlarged: int) -> Image.Image:
     _check_uint8(image)
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[:, :, 0]
     if 0 in image.shape or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
         raise ValueError(f"a picture has shape (H, W), (H, W, 1) or (H, W, 3) with no axis empty, got {image.shape}")
-    return Image.fromarray(np.ascontiguousarray(enlarge(image, scale)))
+    return Image.fromarray(np.ascontiguousarray(enlarge(image, enlarged)))
 
 
 def _check_uint8(image: np.ndarray) -> None:
