@@ -11,7 +11,7 @@ import numpy as np
 
 from tinydiff import __version__, data, images, models, ops, random
 from tinydiff.augment import jitter
-from tinydiff.diffusion import add_noise, make_example, make_schedule
+from tinydiff.diffusion import DISTRIBUTIONS, KINDS, add_noise, make_example, make_schedule
 from tinydiff.diffusion.names import choose
 from tinydiff.nn import Module
 from tinydiff.pipeline import Pipeline
@@ -158,6 +158,8 @@ class DenoiserTask(_OnPictures):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.schedule = make_schedule(config["schedule"])
+        choose(KINDS, config["predict"], "kind of prediction")
+        choose(DISTRIBUTIONS, config["times"], "distribution of t")
         self.classes = 0 if self.data.labels is None else self.data.num_classes
 
     def card(self) -> Config:
@@ -200,7 +202,7 @@ class DenoiserTask(_OnPictures):
         rows = max(self.classes, 1)
         labels = np.repeat(np.arange(rows), 8) if self.classes else None
         drawn = pipeline.draw(labels, range(8 * rows), sampler="dpmpp_2m", steps=20, guidance=2.0 if self.classes else 1.0)
-        images.save_png(folder / f"step-{step:06d}.png", images.grid(drawn, columns=8, enlarged=2), {"step": str(step)})
+        images.save_png(folder / f"step-{step:06d}.png", images.grid(drawn, columns=8, scale=2), {"step": str(step)})
         return {}
 
 
@@ -257,6 +259,7 @@ class ClassifierTask(_OnPictures):
         from tinydiff.evaluate import Judge
 
         test = data.load(self.config["data"], split="test", size=self.config["size"])
+        assert test.labels is not None  # the training set has some
         return {"accuracy": Judge(model, self.card()).accuracy(test.images[:2000], test.labels[:2000])}
 
 

@@ -161,10 +161,11 @@ def calibrate(task: Task, minutes: float, stop: _Stop) -> int:
     return max(1, int((0.98 * budget - sum(times)) / statistics.median(times))) if times else 1
 
 
-def train(run: Run, report: Report | None = None) -> Trainer:
+def train(run: Run, report: Report | None = None, task: Task | None = None) -> Trainer:
     """Train what `run`'s config describes, from its last checkpoint if it has one.
 
     The number of steps is settled once, at the start; a run that goes on keeps it. `report` sees the statistics of each step.
+    `task` is the one that the config describes, if it is at hand.
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM, when the checkpoint is written.
@@ -172,7 +173,7 @@ def train(run: Run, report: Report | None = None) -> Trainer:
         ValueError: nothing left to do, or a config that makes no sense.
     """
     config = run.config
-    task = make_task(config)
+    task = task or make_task(config)
     found = run.load_state()
     with _Stop() as stop:
         if found is None:

@@ -70,9 +70,10 @@ def _fail(message: str, code: int) -> int:
 
 
 def _add_commands() -> None:
-    from tinydiff.cli import sample, train
+    from tinydiff.cli import check, pictures, sample, train
 
-    for command in (train.train, sample.sample):
+    commands = (pictures.demo, train.train, sample.sample, pictures.dream, pictures.schedules)
+    for command in (*commands, check.evaluate, check.gradcheck, check.doctor, check.data):
         cli.add_command(command)
 
 

@@ -138,11 +138,11 @@ def _write(
     from tinydiff import __version__, images, io
     from tinydiff.pipeline import sheet
 
-    enlarged = max(1, 64 // max(drawn.shape[1:3]))
+    scale = max(1, 64 // max(drawn.shape[1:3]))
     if out is not None:
-        images.save_png(out, sheet(drawn, labels, enlarged), settings | {"software": f"tinydiff {__version__}"})
+        images.save_png(out, sheet(drawn, labels, scale), settings | {"software": f"tinydiff {__version__}"})
     if gif is not None and frames is not None:
-        images.save_gif(gif, [sheet(frame, labels, enlarged) for frame in frames], 0.06, hold=2.0)
+        images.save_gif(gif, [sheet(frame, labels, scale) for frame in frames], 0.06, hold=2.0)
     if npz is not None:
         pictures = drawn[..., 0] if drawn.shape[-1] == 1 else drawn
         with io.replacing(npz) as temporary, open(temporary, "wb") as file:

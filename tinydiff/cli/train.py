@@ -56,19 +56,17 @@ def train(task: str, out: Path, minutes: float | None, steps: int | None, preset
     from tinydiff.tasks import TASKS, configure, make_task
 
     if task not in TASKS:
-        import difflib
-
-        near = difflib.get_close_matches(task, TASKS, 1)
-        raise click.UsageError(
-            f"no such task {task!r}; {f'did you mean {near[0]}?' if near else 'choose from ' + ', '.join(TASKS)}"
-        )
+        raise click.UsageError(f"no such task {task!r}; {nearest(task, TASKS)}")
     check_device(given.pop("device"))
     resume, json_wanted = given.pop("resume"), given.pop("as_json")
     options = dict(given.pop("settings")) | {name: value for name, value in given.items() if value is not None}
     if steps is not None and minutes is not None:
         raise click.UsageError("--steps and --minutes exclude each other; give one")
     options |= {"steps": steps} if steps is not None else {"minutes": minutes} if minutes is not None else {}
+    made = None
     if resume:
+        if not (out / "config.json").exists():
+            raise click.UsageError(f"{out} holds no run to resume; leave out --resume to start one")
         run = Run.open(out)
         _agree(run.config, {"task": task} | options | ({"preset": preset} if preset is not None else {}), out)
     else:
@@ -76,10 +74,12 @@ def train(task: str, out: Path, minutes: float | None, steps: int | None, preset
             config = configure(task, preset or "small", options)
         except ValueError as error:
             raise click.UsageError(str(error)) from None
-        for note in make_task(config).notes:
+        made = make_task(config)
+        made.build()  # a network that can't be built leaves no folder behind
+        for note in made.notes:
             print(f"tinydiff: {note}", file=sys.stderr)
         run = Run.create(out, config)
-    result = train_with_progress(run, f"tinydiff train {task} --out {out} --resume")
+    result = train_with_progress(run, f"tinydiff train {task} --out {out} --resume", made)
     print(json.dumps(result) if json_wanted else describe(out, result))
 
 
@@ -99,7 +99,7 @@ def describe(out: Path, result: dict[str, Any]) -> str:
     return f"{out}: {result['steps']} steps in {result['seconds']:.0f} s, {', '.join(figures)}, weights {result['weights']}"
 
 
-def train_with_progress(run: Any, again: str) -> dict[str, Any]:
+def train_with_progress(run: Any, again: str, task: Any = None) -> dict[str, Any]:
     """Train or go on; `again` is the command that goes on after an interruption. Returns the last step's figures."""
     from tinydiff.pipeline import load_model, weights_hash
     from tinydiff.train import Interrupted, Trainer
@@ -115,7 +115,7 @@ def train_with_progress(run: Any, again: str) -> dict[str, Any]:
             update(trainer.step, trainer.total, f"loss {sum(losses[-50:]) / len(losses[-50:]):.4f}")
 
         try:
-            trainer = run_training(run, report)
+            trainer = run_training(run, report, task)
         except Interrupted as stop:
             print(f"tinydiff: {stop}. To go on: {again}", file=sys.stderr)
             raise click.exceptions.Exit(128 + stop.signal) from None  # as shells count

@@ -1,0 +1,154 @@
+"""`tinydiff eval`, `gradcheck`, `doctor` and `data`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tinydiff.cli.options import as_json, nearest, progress
+from tinydiff.cli.sample import SAMPLERS
+
+TOLERANCE = 1e-4  # of derivatives against central differences in float64, relative to the larger of 1 and the value
+
+
+@click.command("eval")
+@click.argument("run")
+@click.option(
+    "--n", type=click.IntRange(min=2), default=2000, show_default=True, help="Pictures to draw, or test pictures to use."
+)
+@click.option("--data", "spec", help="Real pictures to compare with.  [default: what it was trained on]")
+@click.option("--classifier", default="classifier", show_default=True, help="The judge: a run folder, or the shipped one.")
+@click.option("--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True)
+@click.option("--steps", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option("--cfg", type=float, default=2.0, show_default=True, help="Guidance; 1 is none.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True, help="Pictures at once.")
+@as_json
+def evaluate(
+    run: str, n: int, spec: str | None, classifier: str, sampler: str, steps: int, cfg: float, batch_size: int, as_json: bool
+) -> None:
+    """FID and accuracy of RUN's pictures, beside the floor (real against real); of a classifier, its test accuracy."""
+    from tinydiff import evaluate as evaluation
+    from tinydiff.pipeline import load_model
+
+    if load_model(run)[1]["task"] == "classifier":
+        result: dict[str, Any] = evaluation.evaluate_classifier(run, n, spec)
+    else:
+        judge = evaluation.Judge.load(classifier)
+        with progress("drawing") as update:
+            done = 0
+
+            def count(pictures: int) -> None:
+                nonlocal done
+                done += pictures
+                update(done, n * steps, "")
+
+            settings = {"sampler": sampler, "steps": steps, "guidance": cfg, "batch_size": batch_size}
+            result = evaluation.evaluate_denoiser(run, n, judge, spec, **settings, callback=count) | settings
+    if as_json:
+        print(json.dumps({"run": run} | result))
+        return
+    names = {"floor": "floor (FID, real against real)", "accuracy_real": "accuracy on real pictures", "fid": "FID"}
+    for name, value in ({"run": run} | result).items():
+        print(f"{names.get(name, name):32}{f'{value:.4f}' if isinstance(value, float) else value}")
+
+
+@click.command()
+@click.argument("ops", nargs=-1, metavar="[OP ...]")
+@as_json
+@click.pass_context
+def gradcheck(ctx: click.Context, ops: tuple[str, ...], as_json: bool) -> None:
+    """The worst error of first and second derivatives of each OP (all, if none is named), against central differences."""
+    import math
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from tinydiff.gradcheck import worst_errors
+    from tinydiff.samples import SAMPLES
+
+    for name in ops:
+        if name not in SAMPLES:
+            raise click.UsageError(f"no such op {name!r}; {nearest(name, SAMPLES)}")
+    rows: list[dict[str, Any]] = []
+    chosen = list(ops) or sorted(SAMPLES)
+    with progress("checking") as update:
+        for done, name in enumerate(chosen, 1):
+            first, second = worst_errors(name)
+            none = math.isnan(first) and math.isnan(second) and not any(s.differentiable for s in SAMPLES[name])
+            good = none or (first <= TOLERANCE and second <= TOLERANCE)
+            rows.append({"op": name, "first": None if none else first, "second": None if none else second, "ok": good})
+            update(done, len(chosen), name)
+    if as_json:
+        print(json.dumps(rows))
+    else:
+        table = Table("op", "first derivatives", "second derivatives", "")
+        for row in rows:
+            errors = ["none" if row[key] is None else f"{row[key]:.1e}" for key in ("first", "second")]
+            table.add_row(row["op"], *errors, "ok" if row["ok"] else f"above {TOLERANCE:.0e}")
+        Console().print(table)
+    if not all(row["ok"] for row in rows):
+        ctx.exit(1)
+
+
+@click.command()
+@as_json
+def doctor(as_json: bool) -> None:
+    """What this machine computes with, what is missing, and the fix."""
+    from dataclasses import asdict
+
+    from tinydiff.doctor import examine
+
+    findings = list(examine())
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings]))
+        return
+    for finding in findings:
+        mark = {"ok": " ", "missing": "-", "warning": "!"}[finding.status]
+        print(f"{mark} {finding.what:16}{finding.found}" + (f"\n{'':18}→ {finding.fix}" if finding.fix else ""))
+
+
+@click.group()
+def data() -> None:
+    """Get data sets, and look at them."""
+
+
+@data.command()
+@click.argument("name")
+@click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: ./NAME]")
+@click.option("--base-url", help="Download from here instead of the usual mirrors.")
+def fetch(name: str, folder: Path | None, base_url: str | None) -> None:
+    """Download mnist or fashion, with checksums. The only command that opens a connection."""
+    from tinydiff import data as datasets
+
+    folder = folder or Path(name)
+    datasets.fetch(name, folder, base_url, print)
+    print(f"use it with --data {name}:{folder}")
+
+
+@data.command()
+@click.argument("spec", default="digits")
+@click.option("--size", type=click.IntRange(min=1), help="Size of a folder's pictures.")
+@as_json
+def info(spec: str, size: int | None, as_json: bool) -> None:
+    """What is in SPEC: digits, mnist:DIR, fashion:DIR or folder:DIR."""
+    from tinydiff import data as datasets
+
+    train, test = datasets.load(spec, "train", size), datasets.load(spec, "test", size)
+    counts = {} if train.labels is None else {name: int((train.labels == i).sum()) for i, name in enumerate(train.class_names)}
+    result = {
+        "data": spec,
+        "train": len(train),
+        "test": len(test),
+        "shape": list(train.images.shape[1:]),
+        "classes": counts,
+        "notes": [*train.notes, *test.notes],
+    }
+    if as_json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        text = ", ".join(f"{k}: {v:,}" for k, v in value.items()) if isinstance(value, dict) else value
+        print(f"{name:8}{text or 'none'}")

@@ -1,0 +1,80 @@
+"""Figures, drawn with matplotlib (loaded when the first one is) and written as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinydiff.io import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from tinydiff.dream import PixelGradients
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomic(path, buffer.getvalue())
+
+
+def loss_curve(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """The loss of each step in `rows` (of a run's stats), and its mean over the last fiftieth of the run."""
+    steps = np.array([row["step"] for row in rows])
+    losses = np.array([row["loss"] for row in rows], np.float64)
+    if not len(losses):
+        raise ValueError("there is no step to draw a loss curve of")
+    window = max(1, len(losses) // 50)
+    sums = np.cumsum(np.concatenate([[0.0], losses]))
+    figure = _figure(7, 3.5)
+    axes = figure.subplots()
+    axes.plot(steps, losses, color="0.8", linewidth=0.6, label="each step")
+    means = (sums[window:] - sums[:-window]) / window
+    axes.plot(steps[window - 1 :], means, color="C0", label=f"mean of {window}")
+    axes.set(xlabel="step", ylabel="loss", yscale="log", xlim=(0, steps[-1]))
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    _save(figure, path)
+
+
+def probability_curve(probabilities: Sequence[float], name: str, path: str | Path) -> None:
+    """P(class | picture) at each step of a dream."""
+    figure = _figure(7, 3.5)
+    axes = figure.subplots()
+    axes.plot(probabilities)
+    axes.set(xlabel="step", ylabel=f"P({name} | picture)", ylim=(-0.02, 1.02), xlim=(0, len(probabilities) - 1))
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def pixel_gradient_figure(found: PixelGradients, picture: np.ndarray, name: str, path: str | Path) -> None:
+    """The picture (H, W, C) in [-1, 1], its gradient by finite differences and by backward, and their difference."""
+    figure = _figure(11, 3.4)
+    figure.suptitle(f"How log P({name}) changes with each pixel: by {found.evaluations:,} evaluations, or by one backward pass")
+    largest = float(np.abs(found.backward).max())
+    difference = found.differences - found.backward
+    worst = float(np.abs(difference).max())
+    panels = (
+        (picture, 1.0, "gray", "the picture"),
+        (found.differences, largest, "RdBu_r", f"finite differences: {1000 * found.seconds_differences:.0f} ms"),
+        (found.backward, largest, "RdBu_r", f"one backward pass: {1000 * found.seconds_backward:.1f} ms"),
+        (difference, worst, "RdBu_r", f"their difference: at most {worst:.1e}"),
+    )
+    for axes, (values, limit, colours, title) in zip(figure.subplots(1, 4), panels):
+        shown = axes.imshow(values.mean(-1), cmap=colours, vmin=-limit, vmax=limit)
+        axes.set_title(title, fontsize=9)
+        axes.axis("off")
+        bar = figure.colorbar(shown, ax=axes, shrink=0.7)
+        bar.ax.tick_params(labelsize=7)
+    _save(figure, path)
