@@ -167,10 +167,10 @@ def sample_labels(classes: Sequence[int], n: int) -> np.ndarray:
 def sheet(pictures: np.ndarray, labels: np.ndarray | None, scale: int = 1) -> np.ndarray:
     """Pictures (N, H, W, C) as one: a row for each class if there are several, else about as wide as high."""
     if labels is None or len(np.unique(labels)) < 2:
-        return grid(pictures, scale=scale)
+        return grid(pictures, enlarged=scale)
     rows = [pictures[labels == label] for label in dict.fromkeys(labels.tolist())]
     columns = max(len(row) for row in rows)
     filled = np.zeros((len(rows), columns, *pictures.shape[1:]), np.uint8)
     for cells, row in zip(filled, rows):
         cells[: len(row)] = row
-    return grid(filled.reshape(-1, *pictures.shape[1:]), columns, scale=scale)
+    return grid(filled.reshape(-1, *pictures.shape[1:]), columns, enlarged=scale)

@@ -202,7 +202,7 @@ class DenoiserTask(_OnPictures):
         rows = max(self.classes, 1)
         labels = np.repeat(np.arange(rows), 8) if self.classes else None
         drawn = pipeline.draw(labels, range(8 * rows), sampler="dpmpp_2m", steps=20, guidance=2.0 if self.classes else 1.0)
-        images.save_png(folder / f"step-{step:06d}.png", images.grid(drawn, columns=8, scale=2), {"step": str(step)})
+        images.save_png(folder / f"step-{step:06d}.png", images.grid(drawn, columns=8, enlarged=2), {"step": str(step)})
         return {}
 
 

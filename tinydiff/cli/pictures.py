@@ -86,8 +86,8 @@ def dream(target: int, start: Path | None, steps: int, rate: float, seed: int, c
     out.mkdir(parents=True, exist_ok=True)
     scale = max(1, 224 // picture.shape[0])
     shown = range(0, steps + 1, max(1, steps // 150))
-    images.save_gif(out / "film.gif", [found.pictures[i] for i in shown] + [found.pictures[-1]], 0.04, hold=2.0, scale=scale)
-    images.save_png(out / "picture.png", found.pictures[-1], settings, scale=scale)
+    images.save_gif(out / "film.gif", [found.pictures[i] for i in shown] + [found.pictures[-1]], 0.04, hold=2.0, enlarged=scale)
+    images.save_png(out / "picture.png", found.pictures[-1], settings, enlarged=scale)
     figures.probability_curve(found.probabilities, name, out / "curve.png")
     figures.pixel_gradient_figure(gradients, picture, name, out / "gradient.png")
 
