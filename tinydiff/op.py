@@ -230,15 +230,15 @@ class Op(Generic[P]):
                 if type(x) is not np.ndarray:
                     xp = None
             elif type(x) not in _numbers:
-                return self(*self._tensors(inputs), **params)
+                return self._with(self._tensors(inputs), params)
             else:
                 edges.append(None)
             arrays.append(x)
             bit += bit
-        if (mixed or dtype is None or dtype.kind != "f") and self.dtypes != "any":
+        if dtype is None or ((mixed or dtype.kind != "f") and self.dtypes != "any"):
             promoted = self._promote(inputs)
             if promoted is not None:
-                return self(*promoted, **params)
+                return self._with(promoted, params)
         if xp is None:
             xp = array_module(*arrays)
         observed = OBSERVERS and perf_counter()
@@ -269,9 +269,13 @@ class Op(Generic[P]):
                 observer(Call(self, kernel.backend if kernel else "definition", arrays, out, params, seconds, node))
         return result
 
+    def _with(self, inputs: Sequence[Any], params: dict[str, Any]) -> Tensor:
+        """The call with other inputs; by name, since a parameter may stand between two of them."""
+        return self(*inputs, **params) if self.variadic else self(**dict(zip(self.inputs, inputs)), **params)  # type: ignore
+
     def _explained(self, error: Exception, arrays: Sequence[Any], params: dict[str, Any]) -> Exception:
-        """The error with the op, its shapes and dtypes named, unless it names the op already."""
-        if self.fused or str(error).startswith(self.name):
+        """The error with the op, its shapes and dtypes named; those of a composition's ops are already."""
+        if self.fused:
             return error
         described = ", ".join(f"{a.dtype}{list(a.shape)}" if hasattr(a, "dtype") else repr(a) for a in arrays)
         given = "".join(f", {k}={v!r}" for k, v in params.items())
@@ -364,15 +368,16 @@ class Op(Generic[P]):
         from tinydiff.ops import astype
 
         dtypes = {x.dtype for x in inputs if isinstance(x, Tensor)}
+        if all(x is None for x in inputs):
+            raise TypeError(f"{self.name}() needs tensors, arrays or numbers, not None")
         floats = [d for d in dtypes if d.kind == "f"]
         if floats:
             target = max(floats, key=lambda d: d.itemsize)
         elif self.dtypes == "float" or any(type(x) is float for x in inputs):
             target = np.dtype(np.float32)
-        elif dtypes:
-            target = np.result_type(*dtypes, *[x for x in inputs if type(x) in (int, bool)])
         else:
-            target = np.dtype(np.float32 if any(isinstance(x, float) for x in inputs) else np.int64)
+            target = np.result_type(*dtypes, *[x for x in inputs if type(x) in (int, bool)])
+        if not dtypes:
             return [x if x is None else Tensor(np.asarray(x, target)) for x in inputs]
         if all(d == target for d in dtypes):
             return None
