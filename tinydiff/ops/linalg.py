@@ -68,7 +68,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @op(name="einsum")
 def _einsum(xp: Any, *operands: Array, subscripts: str) -> Array:
-    return xp.einsum(subscripts, *operands, optimize=True)
+    result = xp.einsum(subscripts, *operands, optimize=True)
+    return result.copy() if len(operands) == 1 else result  # of one operand it may be a view
 
 
 @_einsum.vjp
@@ -84,9 +85,10 @@ def _(g: Tensor, operands: Any, shapes: Any, subscripts: str, needs: tuple[bool,
         # Letters that appear nowhere else were summed away: their gradient is the same all along them.
         kept = "".join(c for c in term if c in output or any(c in t for t in others))
         part = _einsum(g, *[x for j, x in enumerate(operands) if j != i], subscripts=",".join([output, *others]) + "->" + kept)
-        sizes = dict(zip(term, shapes[i]))
-        lifted = reshape(part, tuple(sizes[c] if c in kept and part.shape[kept.index(c)] != 1 else 1 for c in term))
-        found.append(lifted if kept == term else broadcast_to(lifted, shapes[i]))
+        sizes = dict(zip(kept, part.shape))
+        lifted = reshape(part, tuple(sizes.get(c, 1) for c in term))
+        # Along a letter where this operand was broadcast, `part` is larger than it, and the tape sums.
+        found.append(lifted if kept == term else broadcast_to(lifted, tuple(map(max, lifted.shape, shapes[i]))))
     return tuple(found)
 
 
