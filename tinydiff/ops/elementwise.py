@@ -10,7 +10,7 @@ import numpy as np
 from tinydiff import kernels
 from tinydiff.backend import Array, check_dtype
 from tinydiff.op import fused, op
-from tinydiff.tensor import Tensor
+from tinydiff.tensor import Tensor, as_tensor
 
 SQRT_HALF = math.sqrt(0.5)
 TWO_OVER_SQRT_PI = 2 / math.sqrt(math.pi)
@@ -35,10 +35,8 @@ def _(g: Tensor, x: Tensor) -> Tensor:
 
 def astype(x: Tensor, dtype: Any) -> Tensor:
     """`x` converted to `dtype`; the gradient is converted back. Integers and booleans end the gradient's way."""
-    dtype = check_dtype(dtype)
-    if dtype.kind != "f":
-        return Tensor(x.data.astype(dtype))
-    return _astype(x, dtype)
+    dtype, x = check_dtype(dtype), as_tensor(x)
+    return _astype(x, dtype) if dtype.kind == "f" else Tensor(x.data.astype(dtype))
 
 
 # Arithmetic.
@@ -430,17 +428,34 @@ def _share(x: Any, y: Any, dtype: Any) -> Tensor:
     return add(astype(gt(x, y), dtype), mul(astype(eq(x, y), dtype), 0.5))
 
 
-@op(dtypes="same")
-def clip(xp: Any, x: Array, min: Any = None, max: Any = None) -> Array:
-    """x held between the numbers `min` and `max` (None: no bound). The derivative is 1 inside and at the bounds, else 0."""
+@op(dtypes="same", name="clip")
+def _clip(xp: Any, x: Array, min: Any, max: Any) -> Array:
     return xp.clip(x, min, max)
 
 
-@clip.vjp
+@_clip.vjp
 def _(g: Tensor, x: Tensor, min: Any, max: Any) -> Tensor:
-    low = True if min is None else x.data >= min
-    high = True if max is None else x.data <= max
-    return mul(g, Tensor((low & high if min is not None or max is not None else x.data == x.data).astype(g.dtype)))
+    inside = x.data == x.data
+    if min is not None:
+        inside &= x.data >= min
+    if max is not None:
+        inside &= x.data <= max
+    return mul(g, Tensor(inside.astype(g.dtype)))
+
+
+def clip(x: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
+    """x held between the numbers `min` and `max` (None: no bound). The derivative is 1 inside and at the bounds, else 0.
+
+    Raises TypeError for a bound that is no number: gradients would not reach it (use `maximum` and `minimum`).
+    """
+    bounds = [bound.item() if isinstance(bound, np.generic) else bound for bound in (min, max)]
+    for bound in bounds:
+        if bound is not None and not isinstance(bound, int | float):
+            raise TypeError(f"clip: a bound must be a number or None, not {type(bound).__name__}; see maximum and minimum")
+    x = as_tensor(x)
+    if x.dtype.kind != "f" and any(isinstance(bound, float) for bound in bounds):
+        x = astype(x, np.float32)
+    return _clip(x, *bounds)
 
 
 @op(dtypes="same", name="where")
