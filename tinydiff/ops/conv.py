@@ -184,10 +184,9 @@ def conv2d(
     if bias is not None and bias.shape not in ((w.shape[3],), (x.shape[0], w.shape[3])):
         raise ValueError(f"conv2d: bias must be ({w.shape[3]},) or ({x.shape[0]}, {w.shape[3]}), not {bias.shape}")
     stride, padding = pair("stride", stride), padding_pairs(padding)
-    if residual is not None:
-        expected = (x.shape[0], *output_size(x.shape[1:3], w.shape[:2], stride, padding), w.shape[3])
-        if residual.shape != expected:
-            raise ValueError(f"conv2d: residual must have the result's shape {expected}, not {residual.shape}")
+    expected = (x.shape[0], *output_size(x.shape[1:3], w.shape[:2], stride, padding), w.shape[3])
+    if residual is not None and residual.shape != expected:
+        raise ValueError(f"conv2d: residual must have the result's shape {expected}, not {residual.shape}")
     y = _conv2d(x, w, bias, residual, stride=stride, padding=padding)
     return y if activation is None else activate(y, activation)
 

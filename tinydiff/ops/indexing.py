@@ -11,7 +11,7 @@ from tinydiff.backend import Array
 from tinydiff.op import op
 from tinydiff.ops.elementwise import LARGE
 from tinydiff.ops.reduce import sum
-from tinydiff.ops.shape import reshape
+from tinydiff.ops.shape import check_axis, reshape
 from tinydiff.tensor import Tensor
 
 
@@ -52,7 +52,7 @@ def _(g: Tensor, indices: Any, axis: int) -> Tensor:
 
 def take(x: Tensor, indices: Any, axis: int = 0) -> Tensor:
     """Entries of `x` along `axis` at integer `indices`, whose axes replace it. Raises IndexError out of range."""
-    axis %= x.ndim
+    axis = check_axis("take", axis, x.ndim)
     return _take(x, _indices("take", indices, x.shape[axis]), axis)
 
 
@@ -91,8 +91,8 @@ def _(g: Tensor, index: Any, axis: int) -> Tensor:
 
 
 def gather(x: Tensor, axis: int, index: Any) -> Tensor:
-    """out[i][j] = x[index[i][j]][j] for axis 0, and so on; but on `axis`, `index` has x's sizes. Raises IndexError out of range."""
-    axis %= x.ndim
+    """out[i][j] = x[index[i][j]][j] for axis 0, and so on; `index` has x's sizes but on `axis`. Raises IndexError."""
+    axis = check_axis("gather", axis, x.ndim)
     index = _indices("gather", index, x.shape[axis])
     _check_alike("gather", x.shape, index.shape, axis)
     return _gather(x, index, axis)
@@ -100,7 +100,7 @@ def gather(x: Tensor, axis: int, index: Any) -> Tensor:
 
 def scatter_add(x: Tensor, axis: int, index: Any, src: Any) -> Tensor:
     """`x` with each of `src` added at the place along `axis` that `index` (src's shape) names: the transpose of `gather`."""
-    axis %= x.ndim
+    axis = check_axis("scatter_add", axis, x.ndim)
     index = _indices("scatter_add", index, x.shape[axis])
     _check_alike("scatter_add", x.shape, index.shape, axis)
     if isinstance(src, Tensor) and src.shape != index.shape:

@@ -12,6 +12,13 @@ from tinydiff.op import op
 from tinydiff.tensor import Tensor
 
 
+def check_axis(name: str, axis: int, ndim: int) -> int:
+    """The axis counted from the front. Raises IndexError, naming the op, for one that isn't there."""
+    if not -ndim <= axis < ndim:
+        raise IndexError(f"{name}: axis {axis} is out of range for {ndim} axes; use {-ndim} to {ndim - 1}")
+    return axis % ndim
+
+
 @op(dtypes="any", view=True, name="reshape")
 def _reshape(xp: Any, x: Array, shape: tuple[int, ...]) -> Array:
     return x.reshape(shape)
@@ -60,6 +67,7 @@ def transpose(x: Tensor, axis0: int | None = None, axis1: int | None = None) -> 
     order = list(range(x.ndim))
     if axis0 is None or axis1 is None:
         return permute(x, order[::-1])
+    axis0, axis1 = check_axis("transpose", axis0, x.ndim), check_axis("transpose", axis1, x.ndim)
     order[axis0], order[axis1] = order[axis1], order[axis0]
     return permute(x, order)
 
@@ -107,7 +115,7 @@ def squeeze(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
     """`x` without its axes of size 1, or without those in `axis`. Raises ValueError when one of them is not of size 1."""
     if axis is None:
         return reshape(x, tuple(n for n in x.shape if n != 1))
-    axes = {a % x.ndim for a in ([axis] if isinstance(axis, int) else axis)}
+    axes = {check_axis("squeeze", a, x.ndim) for a in ([axis] if isinstance(axis, int) else axis)}
     wrong = [a for a in axes if x.shape[a] != 1]
     if wrong:
         raise ValueError(f"squeeze: axis {wrong[0]} of shape {x.shape} has size {x.shape[wrong[0]]}, not 1")
@@ -116,7 +124,7 @@ def squeeze(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
 
 def unsqueeze(x: Tensor, axis: int) -> Tensor:
     """`x` with a new axis of size 1 at `axis`."""
-    at = axis if axis >= 0 else axis + x.ndim + 1
+    at = check_axis("unsqueeze", axis, x.ndim + 1)
     return reshape(x, (*x.shape[:at], 1, *x.shape[at:]))
 
 
@@ -143,8 +151,9 @@ def concat(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     if not tensors:
         raise ValueError("concat needs at least one tensor, and got an empty list")
     shapes = [tuple(t.shape) for t in tensors]
+    axis = check_axis("concat", axis, len(shapes[0])) if shapes[0] else 0
     if not shapes[0] or any(
-        len(s) != len(shapes[0]) or s[:axis] + s[axis:][1:] != shapes[0][:axis] + shapes[0][axis:][1:] for s in shapes
+        len(s) != len(shapes[0]) or s[:axis] + s[axis + 1 :] != shapes[0][:axis] + shapes[0][axis + 1 :] for s in shapes
     ):
         raise ValueError(f"concat: shapes {', '.join(map(str, shapes))} must have axes and agree but on axis {axis}")
     return _concat(*tensors, axis=axis)
@@ -160,7 +169,7 @@ def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
 
 def split(x: Tensor, size_or_sizes: int | Sequence[int], axis: int = 0) -> list[Tensor]:
     """`x` cut along `axis` into pieces of one size (the last may be smaller), or of the sizes given (which must add up)."""
-    axis %= x.ndim
+    axis = check_axis("split", axis, x.ndim)
     total = x.shape[axis]
     if isinstance(size_or_sizes, int):
         if size_or_sizes < 1:
@@ -190,7 +199,7 @@ def _(g: Tensor, shapes: Any, widths: Any) -> Tensor:
 
 
 def pad(x: Tensor, widths: Sequence[Sequence[int]], value: float = 0.0) -> Tensor:
-    """`x` with `value` around it: `widths` has (before, after) per axis. Raises ValueError for a wrong count or negative widths."""
+    """`x` with `value` around it: `widths` has (before, after) per axis. Raises ValueError for a wrong count or below 0."""
     pairs = tuple((int(a), int(b)) for a, b in widths)
     if len(pairs) != x.ndim or any(n < 0 for pair in pairs for n in pair):
         raise ValueError(f"pad: widths {pairs} must be {x.ndim} pairs of non-negative numbers for shape {x.shape}")
