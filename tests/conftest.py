@@ -1,0 +1,6 @@
+"""Hypothesis draws the same examples every time, few of them and without a clock: a slow machine must not fail a test."""
+
+from hypothesis import settings
+
+settings.register_profile("tinydiff", max_examples=25, deadline=None, derandomize=True)
+settings.load_profile("tinydiff")
