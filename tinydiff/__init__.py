@@ -14,6 +14,7 @@ from tinydiff import models, nn, ops, optim
 from tinydiff.autograd import checkpoint, enable_grad, grad, hvp, is_grad_enabled, jvp, no_grad, set_grad_enabled, vjp
 from tinydiff.backend import get_num_threads, set_num_threads
 from tinydiff.draw import draw, steps
+from tinydiff.gradcheck import gradcheck, gradgradcheck
 from tinydiff.hooks import first_nonfinite, peak_memory, profile
 from tinydiff.op import fused, op
 from tinydiff.random import manual_seed
