@@ -1,0 +1,124 @@
+"""`python -m benchmarks SUITE`: see README's chapter on benchmarks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from benchmarks import harness
+
+SUITES = ("conv", "ops", "train", "sample", "overhead", "scaling")
+
+
+def common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that every suite has."""
+    for option in reversed(
+        [
+            click.option("--against", type=click.Choice(["torch"]), help="measure this opponent in the same run"),
+            click.option("--json", "json_file", type=click.Path(dir_okay=False), help="write the rows to FILE"),
+            click.option("--threads", type=click.IntRange(1), help="threads for both sides (default: all)"),
+            click.option("--repeat", type=click.IntRange(1), default=9, show_default=True, help="measurements of each side"),
+            click.option("--quick", is_flag=True, help="fewer cases and measurements, to see that it works"),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def finish(bench: harness.Bench, json_file: str | None) -> None:
+    """Print the table on stdout and write the rows."""
+    console = Console() if sys.stdout.isatty() else Console(width=180)
+    console.print(harness.table(bench.rows, bench))
+    if json_file:
+        harness.save(json_file, bench.rows)
+
+
+def start(against: str | None, threads: int | None, repeat: int, quick: bool) -> harness.Bench:
+    """The bench with the settings of the command line."""
+    return harness.Bench(harness.Settings(against, threads, repeat, quick))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Time tinydiff's kernels, ops and training, alone or against PyTorch.
+
+    Both sides are checked to compute the same, then timed alternately with the same threads. A ratio is their time over ours.
+    """
+
+
+def suite(name: str) -> None:
+    """Make the command of a suite that has no options of its own."""
+
+    @main.command(name, help=(import_module(f"benchmarks.{name}").__doc__ or "").splitlines()[0])
+    @common
+    def _(json_file: str | None, **settings: Any) -> None:
+        bench = start(**settings)
+        import_module(f"benchmarks.{name}").run(bench)
+        finish(bench, json_file)
+
+
+for _name in SUITES[1:]:
+    suite(_name)
+
+
+@main.command("conv")
+@common
+@click.option("--shape", "shapes", multiple=True, metavar="N,H,W,C,O,K,S,P", help="a shape of your own instead (repeatable)")
+@click.option(
+    "--kernel", "files", multiple=True, type=click.Path(exists=True, dir_okay=False), help="a file with kernels of yours"
+)
+def conv_command(shapes: tuple[str, ...], files: tuple[str, ...], json_file: str | None, **settings: Any) -> None:
+    """Convolution in all three directions, and a row per algorithm."""
+    from benchmarks import conv
+
+    chosen = [conv.Shape.parse(text) for text in shapes]
+    for file in files:
+        conv.load_kernels(file)
+    bench = start(**settings)
+    conv.run(bench, chosen)
+    finish(bench, json_file)
+
+
+@main.command("all")
+@common
+@click.option("--out", type=click.Path(file_okay=False), default="runs/benchmarks", show_default=True, help="folder for figures")
+def all_command(out: str, json_file: str | None, **settings: Any) -> None:
+    """Every suite, and the figures."""
+    from benchmarks import figures
+
+    bench = start(**settings)
+    for name in SUITES:
+        import_module(f"benchmarks.{name}").run(bench)
+        if json_file:  # a long run that is stopped leaves what it had
+            harness.save(json_file, bench.rows)
+    figures.draw(bench.rows, Path(out))
+    finish(bench, json_file)
+
+
+@main.command("compare")
+@click.argument("before", type=click.Path(exists=True, dir_okay=False))
+@click.argument("after", type=click.Path(exists=True, dir_okay=False))
+def compare_command(before: str, after: str) -> None:
+    """Two JSON files of rows, side by side."""
+    (Console() if sys.stdout.isatty() else Console(width=160)).print(harness.compare(harness.read(before), harness.read(after)))
+
+
+def cli() -> None:
+    """Run, with a user's mistakes as one line on stderr."""
+    try:
+        main(prog_name="python -m benchmarks")
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
+        if isinstance(error, RuntimeError | ValueError | OSError):
+            print(f"benchmarks: error: {error}", file=sys.stderr)
+            sys.exit(1)
+        raise
+
+
+if __name__ == "__main__":
+    cli()

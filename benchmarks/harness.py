@@ -1,0 +1,320 @@
+"""The harness: both sides are checked to compute the same, then timed in turn, and every result is one kind of row.
+
+Absolute times on a shared machine lie, so ours and theirs run alternately (ours, theirs, ours, theirs, …) and medians are
+compared. Short functions are called several times per measurement. Between measurements the process rests for a moment: the
+idle threads of one side's pool spin for a while after a call, and would otherwise take the cores from the other side.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import threadpoolctl
+from rich.console import Console
+from rich.table import Table
+
+Row = dict[str, Any]
+Arrays = Sequence[np.ndarray]
+REST = 0.005  # seconds between measurements
+SHORT = 0.01  # a measurement repeats its function until it takes this many seconds
+
+
+@dataclass
+class Side:
+    """One contender: what is timed, and how its result becomes NumPy arrays (channels last) for the comparison."""
+
+    run: Callable[[], Any]
+    arrays: Callable[[Any], Arrays] = lambda result: [np.asarray(result)]
+
+
+@dataclass
+class Case:
+    """One row to be: ours against theirs, doing the same work.
+
+    Attributes:
+        theirs: variants of the opponent by name ("contiguous", "channels_last"); the fastest counts. Empty without one.
+        target: ratio (their time over ours) to reach, or None.
+        flops, bytes: work and least memory traffic of one run.
+        tolerance: greatest allowed difference of any element, relative to the largest element of that array.
+        extra: more entries for the row.
+    """
+
+    suite: str
+    name: str
+    ours: Side
+    theirs: dict[str, Side] = field(default_factory=dict)
+    target: float | None = None
+    flops: float | None = None
+    bytes: float | None = None
+    tolerance: float = 1e-4
+    extra: Row = field(default_factory=dict)
+
+
+@dataclass
+class Settings:
+    """How to run: threads for both sides, measurements per contender, and whether to cut work short."""
+
+    against: str | None = None
+    threads: int | None = None
+    repeat: int = 9
+    quick: bool = False
+    seconds: float = 20.0  # no contender of a case is measured again once the case took this long
+
+
+class Bench:
+    """Runs cases and collects rows. Measures the sgemm and copy rates of this very run for comparison."""
+
+    def __init__(self, settings: Settings, console: Console | None = None) -> None:
+        import tinydiff
+
+        self.settings = settings
+        self.console = console or Console(stderr=True)
+        self.rows: list[Row] = []
+        if settings.threads:
+            tinydiff.set_num_threads(settings.threads)
+        self.threads = tinydiff.get_num_threads()
+        self.torch: Any = None
+        if settings.against == "torch":
+            self.torch = import_torch()
+            self.torch.set_num_threads(self.threads)
+        for warning in blas_warnings():
+            self.console.print(f"warning: {warning}")
+        # OpenMP's default is to leave BLAS its own number of threads; both sides get the same.
+        with threadpoolctl.threadpool_limits(self.threads, user_api="blas"):
+            self.sgemm = sgemm_rate(1024 if settings.quick else 2048)
+            self.copy = copy_rate(self.threads, 2**22 if settings.quick else 2**25)
+
+    def run(self, case: Case) -> Row:
+        """Check, measure, record and return the row of one case."""
+        row: Row = {"suite": case.suite, "case": case.name, "ours_ms": None, "theirs_ms": None, "ratio": None}
+        row |= {"target": case.target, "met": None, "wrong": None, "variant": None, "threads": self.threads}
+        row["wrong"] = self._check(case)
+        if row["wrong"] is None:
+            contenders = {"ours": case.ours, **case.theirs}
+            times = measure({name: side.run for name, side in contenders.items()}, self.settings)
+            row["ours_ms"] = 1000 * times.pop("ours")
+            if times:
+                row["variant"] = min(times, key=lambda name: times[name])
+                row["theirs_ms"] = 1000 * times[row["variant"]]
+                row["ratio"] = row["theirs_ms"] / row["ours_ms"]
+            self._rates(row, case)
+        if case.target is not None and (row["wrong"] or row["ratio"] is not None):
+            row["met"] = row["wrong"] is None and row["ratio"] >= case.target
+        return self.add(row | case.extra)
+
+    def add(self, row: Row) -> Row:
+        """Record a row made elsewhere (a summary, or one measured in another process)."""
+        empty = dict.fromkeys(("ours_ms", "theirs_ms", "ratio", "target", "met", "wrong", "variant"))
+        self.rows.append({**empty, "threads": self.threads, **row})
+        self.console.print(f"[dim]{row['suite']}: {row['case']}  {_ratio(row)}[/dim]", highlight=False)
+        return self.rows[-1]
+
+    def mean(self, suite: str, name: str, rows: Iterable[Row], target: float | None = None) -> None:
+        """Record the geometric mean of the rows' ratios, as a row of its own. A wrong row makes it a failure."""
+        rows = list(rows)
+        ratios = [row["ratio"] for row in rows if row["ratio"] is not None]
+        if ratios:
+            mean = math.exp(statistics.fmean(math.log(r) for r in ratios))
+            wrong = "one of its rows is wrong" if any(row["wrong"] for row in rows) else None
+            met = None if target is None else mean >= target and not wrong
+            self.add({"suite": suite, "case": name, "ratio": mean, "target": target, "met": met, "wrong": wrong})
+
+    def _check(self, case: Case) -> str | None:
+        """What is wrong with our result beside theirs; None if nothing is."""
+        ours = list(case.ours.arrays(case.ours.run()))
+        if not case.theirs and not all(np.isfinite(a).all() for a in ours):
+            return "not finite"
+        for name, side in case.theirs.items():
+            wrong = difference(ours, side.arrays(side.run()), case.tolerance)
+            if wrong:
+                return f"{wrong} ({name})"
+        return None
+
+    def _rates(self, row: Row, case: Case) -> None:
+        seconds = row["ours_ms"] / 1000
+        if case.flops:
+            row["gflops"] = case.flops / seconds / 1e9
+            row["share_of_sgemm"] = row["gflops"] / self.sgemm
+        if case.bytes:
+            row["gbs"] = case.bytes / seconds / 1e9
+            row["share_of_copy"] = row["gbs"] / self.copy
+
+
+def difference(ours: Arrays, theirs: Arrays, tolerance: float) -> str | None:
+    """How two results differ by more than `tolerance` of each array's largest element; None if they don't."""
+    if [a.shape for a in ours] != [b.shape for b in theirs]:
+        return f"shapes {[a.shape for a in ours]} against {[b.shape for b in theirs]}"
+    for a, b in zip(ours, theirs):
+        worst = float(np.max(np.abs(a - b), initial=0.0)) / max(float(np.max(np.abs(b), initial=0.0)), 1e-30)
+        if not worst <= tolerance:  # NaN is not, either
+            return f"differs by {worst:.1e} of the largest, more than {tolerance:.0e}"
+    return None
+
+
+def import_torch() -> Any:
+    """PyTorch. Raises RuntimeError saying how to get it when it isn't there."""
+    try:
+        import torch
+    except ImportError:
+        raise RuntimeError("--against torch needs PyTorch, which is an extra: pip install torch") from None
+    return torch
+
+
+def measure(contenders: dict[str, Callable[[], Any]], settings: Settings) -> dict[str, float]:
+    """Median seconds per call of each contender, run in turn after a warm-up (two calls, where calls are short)."""
+    calls = {}
+    for name, run in contenders.items():
+        seconds = _once(run, 1)
+        if seconds < 0.5:
+            seconds = _once(run, 1)
+        calls[name] = max(1, min(1000, round(SHORT / max(seconds, 1e-9))))
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    started = time.perf_counter()
+    for turn in range(3 if settings.quick else settings.repeat):
+        for name, run in contenders.items():
+            time.sleep(REST)
+            times[name].append(_once(run, calls[name]))
+        if turn >= 2 and time.perf_counter() - started > settings.seconds:
+            break
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _once(run: Callable[[], Any], calls: int) -> float:
+    started = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - started) / calls
+
+
+def sgemm_rate(size: int) -> float:
+    """GFLOP/s of NumPy's float32 matrix product of size × size: the best of a few, as it stands for the processor's limit."""
+    a = np.random.default_rng(0).standard_normal((size, size), np.float32)
+    out = np.empty_like(a)
+    np.matmul(a, a, out=out)
+    return 2 * size**3 / min(_once(lambda: np.matmul(a, a, out=out), 1) for _ in range(5)) / 1e9
+
+
+def copy_rate(threads: int, floats: int) -> float:
+    """GB/s, read and written, of copying float32 from memory to memory on all threads: the best of a few."""
+    source, target = np.ones(floats, np.float32), np.zeros(floats, np.float32)
+    pairs = list(zip(np.array_split(target, threads), np.array_split(source, threads)))
+    with ThreadPoolExecutor(threads) as pool:  # NumPy lets go of the interpreter while it copies
+        best = min(_once(lambda: list(pool.map(lambda pair: np.copyto(*pair), pairs)), 1) for _ in range(5))
+    return 2 * source.nbytes / best / 1e9
+
+
+def blas_warnings() -> list[str]:
+    """Why NumPy's BLAS may be slower than this processor allows."""
+    warnings = []
+    forced = os.environ.get("OPENBLAS_CORETYPE")
+    if forced:
+        warnings.append(f"OPENBLAS_CORETYPE={forced} forces BLAS's choice of kernel; unset it unless it is known to be the best")
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    for library in threadpoolctl.threadpool_info():
+        kernel = str(library.get("architecture"))
+        if library.get("internal_api") == "openblas" and "avx512f" in flags and kernel in OLDER:
+            warnings.append(f"BLAS runs its {kernel} kernel, though this processor has AVX-512; expect half of sgemm's speed")
+    return warnings
+
+
+OLDER = ("Prescott", "Core2", "Nehalem", "Sandybridge", "Haswell", "Zen", "Barcelona", "Bulldozer", "Excavator")
+
+
+# Showing, keeping and comparing.
+
+
+def table(rows: Iterable[Row], bench: Bench | None = None) -> Table:
+    """The one table format."""
+    title = f"{bench.threads} threads; sgemm {bench.sgemm:.0f} GFLOP/s, copy {bench.copy:.0f} GB/s" if bench else None
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("case")
+    for name in ("ours ms", "theirs ms", "ratio", "target", "rate", "share"):
+        shown.add_column(name, justify="right")
+    shown.add_column("")
+    suite = None
+    for row in rows:
+        if suite not in (None, row["suite"]):
+            shown.add_section()
+        suite = row["suite"]
+        rate, share = "", ""
+        if row.get("gflops"):
+            rate, share = f"{row['gflops']:.0f} GFLOP/s", f"{row['share_of_sgemm']:.0%} sgemm"
+        elif row.get("gbs"):
+            rate, share = f"{row['gbs']:.1f} GB/s", f"{row['share_of_copy']:.0%} copy"
+        remark = f"[red]wrong: {row['wrong']}[/red]" if row.get("wrong") else row.get("remark") or row.get("variant") or ""
+        target = (
+            ""
+            if row.get("target") is None
+            else f"{row['target']:g} {'✓' if row.get('met') else '✗' if row['met'] is False else ''}"
+        )
+        shown.add_row(
+            f"{row['suite']}: {row['case']}", _ms(row["ours_ms"]), _ms(row["theirs_ms"]), _ratio(row), target, rate, share, remark
+        )
+    return shown
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _ratio(row: Row) -> str:
+    if row.get("wrong"):
+        return "wrong"
+    return "" if row.get("ratio") is None else f"{row['ratio']:.2f}"
+
+
+def save(path: str | Path, rows: Sequence[Row]) -> None:
+    """Write rows as a JSON list."""
+    from tinydiff.io import write_atomic
+
+    write_atomic(path, (json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read(path: str | Path) -> list[Row]:
+    """Rows from a file that `save` wrote. Raises ValueError for anything else."""
+    try:
+        rows = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as benchmark rows ({error}); write it with --json") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and {"suite", "case", "ours_ms"} <= set(row) for row in rows):
+        raise ValueError(f"{path}: not a list of benchmark rows; write it with --json")
+    return rows
+
+
+def compare(before: Sequence[Row], after: Sequence[Row]) -> Table:
+    """The cases that both have, side by side. Ratios to the opponent bear comparison across runs; times alone hardly do."""
+    shown = Table(title="change: how many times as fast as before, by the ratios where both have one", title_justify="left")
+    shown.add_column("case")
+    for name in ("ms before", "ms after", "ratio before", "ratio after", "change"):
+        shown.add_column(name, justify="right")
+    earlier = {(row["suite"], row["case"]): row for row in before}
+    for row in after:
+        old = earlier.get((row["suite"], row["case"]))
+        if old is not None:
+            shown.add_row(
+                f"{row['suite']}: {row['case']}",
+                _ms(old["ours_ms"]),
+                _ms(row["ours_ms"]),
+                _ratio(old),
+                _ratio(row),
+                _change(old, row),
+            )
+    return shown
+
+
+def _change(old: Row, new: Row) -> str:
+    if old.get("ratio") and new.get("ratio"):
+        return f"{new['ratio'] / old['ratio']:.2f}"
+    if old["ours_ms"] and new["ours_ms"]:
+        return f"{old['ours_ms'] / new['ours_ms']:.2f} (by times)"
+    return ""

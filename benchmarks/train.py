@@ -1,0 +1,199 @@
+"""One whole training step (forward, loss, backward, clipping, AdamW, moving average) of the same UNet, and its peak memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import tinydiff as td
+from benchmarks.harness import Bench, Case, Row, Side
+from tinydiff.optim import EMA, AdamW, clip_grad_norm
+from tinydiff.tasks import DenoiserTask
+
+LR, BETAS, DECAY, WEIGHT_DECAY, MAX_NORM = 1e-3, (0.9, 0.99), 0.999, 0.01, 1.0
+CLASSES = 10
+Batch = dict[str, np.ndarray]
+Step = Callable[[], float]
+
+
+def preset(name: str, **changes: Any) -> dict[str, Any]:
+    """The network that `tinydiff train denoiser --preset NAME` builds for 28×28 digits."""
+    digits = {"in_channels": 1, "out_channels": 1, "num_class_embeds": CLASSES + 1}
+    return digits | DenoiserTask.PRESETS[name]["model"] | changes
+
+
+def make_batch(n: int, config: dict[str, Any], size: int = 28) -> Batch:
+    """A random training batch: what the time of a step depends on is its shapes."""
+    rng = np.random.default_rng(0)
+    shape = (n, size, size, config["in_channels"])
+    return {
+        "x": rng.standard_normal(shape, np.float32),
+        "t": rng.integers(0, 1000, n).astype(np.float32),
+        "labels": rng.integers(0, CLASSES + 1, n),
+        "target": rng.standard_normal(shape, np.float32),
+    }
+
+
+def build(config: dict[str, Any]) -> td.models.UNet2DModel:
+    """Our network, the same for the same config."""
+    td.manual_seed(0)
+    return td.models.UNet2DModel.from_config(config)
+
+
+def our_step(config: dict[str, Any], batch: Batch, checkpointing: bool = False) -> Step:
+    """A function that trains ours for one step and returns the loss."""
+    model = build(config)
+    model.gradient_checkpointing = checkpointing
+    parameters = model.parameters()
+    optimizer, ema = AdamW(parameters, LR, BETAS, weight_decay=WEIGHT_DECAY), EMA(parameters, DECAY)
+    x, target = td.from_numpy(batch["x"]), td.from_numpy(batch["target"])
+
+    def step() -> float:
+        loss = td.ops.mse_loss(model(x, batch["t"], batch["labels"]), target)
+        loss.backward()
+        clip_grad_norm(parameters, MAX_NORM)
+        optimizer.step(LR, ema)
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def torch_step(config: dict[str, Any], batch: Batch, memory_format: str = "contiguous") -> Step:
+    """The same in PyTorch, with its fused AdamW and its multi-tensor clipping and averaging."""
+    import torch
+
+    from benchmarks.twin import channels_first, twin
+
+    layout = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}[memory_format]
+    model = twin(build(config)).to(memory_format=layout)
+    x, target = (channels_first(batch[name]).to(memory_format=layout) for name in ("x", "target"))
+    t, labels = torch.from_numpy(batch["t"]), torch.from_numpy(batch["labels"])
+    parameters = list(model.parameters())
+    average = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.AdamW(parameters, LR, BETAS, weight_decay=WEIGHT_DECAY, fused=True)
+    updates = 0
+
+    def step() -> float:
+        nonlocal updates
+        loss = torch.nn.functional.mse_loss(model(x, t, labels), target)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
+        optimizer.step()
+        updates += 1
+        with torch.no_grad():
+            torch._foreach_lerp_(average, parameters, 1 - min(DECAY, (1 + updates) / (10 + updates)))
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def step_case(bench: Bench, name: str, config: dict[str, Any], batch: Batch, target: float) -> Case:
+    """A training step as a case. The check compares the losses of three steps, so it sees gradients and updates too."""
+
+    def side(step: Step) -> Side:
+        return Side(step, lambda loss: [np.array([loss, step(), step()])])
+
+    theirs = {}
+    if bench.torch:
+        theirs = {layout: side(torch_step(config, batch, layout)) for layout in ("contiguous", "channels_last")}
+    flops = training_flops(config, batch)
+    return Case("train", name, side(our_step(config, batch)), theirs, target, flops, tolerance=1e-3)
+
+
+def training_flops(config: dict[str, Any], batch: Batch) -> float:
+    """Floating-point operations of a step's products (convolutions, linear layers, attention), forward and backward."""
+    from tinydiff.op import OBSERVERS, Call
+
+    total = 0.0
+    products = ("conv2d", "linear", "matmul", "scaled_dot_product_attention")
+
+    def count(call: Call) -> None:
+        nonlocal total
+        if call.op.name in products:
+            total += call.op.flops(call.result, *call.inputs, **call.params)
+
+    OBSERVERS.append(count)
+    try:
+        with td.no_grad():
+            build(config)(td.from_numpy(batch["x"][:1]), batch["t"][:1], batch["labels"][:1])
+    finally:
+        OBSERVERS.remove(count)
+    return 3 * total * len(batch["x"])  # backward does the same again for each of the two factors
+
+
+def run(bench: Bench) -> None:
+    """The suite: both presets, batches of 64 and 128; then peak memory."""
+    sizes = [64] if bench.settings.quick else [64, 128]
+    for name in ("small", "base"):
+        for n in sizes:
+            config = preset(name)
+            bench.run(step_case(bench, f"{name}, batch {n}", config, make_batch(n, config), target=2.0))
+    for name in ("small", "base"):
+        for n in sizes:
+            memory(bench, name, n)
+
+
+def memory(bench: Bench, name: str, n: int) -> Row:
+    """Add the row of a step's peak memory above the baseline, each side in a process of its own."""
+    ours = _peak_of("ours", name, n, bench.threads)
+    row: Row = {"suite": "train", "case": f"{name}, batch {n}: peak memory", "target": 1.5, "ours_mb": ours}
+    row["ours_checkpointed_mb"] = _peak_of("checkpointed", name, n, bench.threads)
+    row["remark"] = f"{ours:.0f} MB, {row['ours_checkpointed_mb']:.0f} checkpointed"
+    if bench.torch:
+        theirs = {kind: _peak_of(kind, name, n, bench.threads) for kind in ("contiguous", "channels_last")}
+        row["variant"] = min(theirs, key=lambda kind: theirs[kind])
+        row["theirs_mb"] = theirs[row["variant"]]
+        row["ratio"] = row["theirs_mb"] / ours
+        row["met"] = row["ratio"] >= 1.5
+        row["remark"] += f"; theirs {row['theirs_mb']:.0f} MB ({row['variant']})"
+    return bench.add(row)
+
+
+def _peak_of(kind: str, name: str, n: int, threads: int) -> float:
+    command = [sys.executable, "-m", "benchmarks.train", kind, name, str(n), str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"measuring memory failed: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout)
+
+
+def measure_peak(kind: str, name: str, n: int, threads: int) -> float:
+    """Megabytes that two training steps add, at their peak, to a process that has done a step of a batch of one (Linux only).
+
+    The baseline so includes libraries, compiled kernels and a network's weights, and the rest are the activations of a large
+    batch beside weights, gradients and optimiser state of the network measured.
+    """
+    from benchmarks.memory import peak, reset_peak, resident
+
+    config = preset(name)
+    if kind in ("ours", "checkpointed"):
+        td.set_num_threads(threads)
+    else:
+        import torch
+
+        torch.set_num_threads(threads)
+
+    def make(batch: Batch) -> Step:
+        if kind in ("ours", "checkpointed"):
+            return our_step(config, batch, kind == "checkpointed")
+        return torch_step(config, batch, kind)
+
+    make(make_batch(1, config))()
+    batch = make_batch(n, config)
+    before = resident()
+    reset_peak()
+    step = make(batch)
+    step()
+    step()
+    return (peak() - before) / 1e6
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_peak(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))

@@ -1,0 +1,232 @@
+"""PyTorch twins of our networks: the same names and the same arithmetic, so that comparisons are of engines.
+
+Channels first, as PyTorch has it; `load` carries our weights over and `channels_first`/`channels_last` the pictures.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tinydiff import io
+from tinydiff.models.classifier import Classifier
+from tinydiff.models.model import Model
+from tinydiff.models.unet import UNet2DModel
+
+
+def channels_first(x: np.ndarray) -> torch.Tensor:
+    """(N, H, W, C) as (N, C, H, W), contiguous."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
+
+
+def channels_last(x: torch.Tensor) -> np.ndarray:
+    """(N, C, H, W) as (N, H, W, C)."""
+    return x.detach().movedim(1, -1).numpy()
+
+
+class TwinResnet(nn.Module):
+    """`tinydiff.models.blocks.ResnetBlock2D`."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int, eps: float, time_size: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_size, out_channels)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """x (N, in, H, W) and time (N, time_size), already through SiLU, to (N, out, H, W)."""
+        h = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(time)[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class TwinAttention(nn.Module):
+    """`tinydiff.models.blocks.SpatialAttention`."""
+
+    def __init__(self, channels: int, heads: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.group_norm = nn.GroupNorm(groups, channels, eps)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
+        self.to_out = nn.Sequential(nn.Linear(channels, channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to the same."""
+        n, c, height, width = x.shape
+        pixels = self.group_norm(x).reshape(n, c, height * width).transpose(1, 2)
+        q, k, v = (
+            project(pixels).reshape(n, -1, self.heads, c // self.heads).transpose(1, 2)
+            for project in (self.to_q, self.to_k, self.to_v)
+        )
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, -1, c)
+        return x + self.to_out(attended).transpose(1, 2).reshape(x.shape)
+
+
+class TwinResample(nn.Module):
+    """`tinydiff.models.blocks.Downsample2D` and `Upsample2D`: a convolution, with stride 2 or after doubling the pixels."""
+
+    def __init__(self, channels: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=padding)
+
+    def forward(self, x: torch.Tensor, size: Any = None) -> torch.Tensor:
+        """(N, C, H, W) to half the size, or to twice, cut to `size`."""
+        if size is None:
+            return self.conv(x if self.conv.padding != (0, 0) else F.pad(x, (0, 1, 0, 1)))
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return self.conv(x[:, :, : size[0], : size[1]])
+
+
+class TwinBlock(nn.Module):
+    """Resnets, each with attention after it where the block has that, and a resampler where it has one."""
+
+    def __init__(self, resnets: list[TwinResnet], attentions: list[TwinAttention]) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        if attentions:
+            self.attentions = nn.ModuleList(attentions)
+
+    def layer(self, i: int, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """The i-th resnet and its attention."""
+        x = self.resnets[i](x, time)
+        return self.attentions[i](x) if hasattr(self, "attentions") and i < len(self.attentions) else x
+
+
+class TwinUNet(nn.Module):
+    """`tinydiff.models.UNet2DModel`, built from its config."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        widths, depth = list(config["block_out_channels"]), config["layers_per_block"]
+        groups, eps, head = config["norm_num_groups"], config["norm_eps"], config["attention_head_dim"]
+        first, time_size = widths[0], 4 * widths[0]
+        self.config = config
+
+        def resnet(a: int, b: int) -> TwinResnet:
+            return TwinResnet(a, b, groups, eps, time_size)
+
+        def attentions(count: int, channels: int) -> list[TwinAttention]:
+            return [TwinAttention(channels, channels // (head or channels), groups, eps) for _ in range(count)]
+
+        self.conv_in = nn.Conv2d(config["in_channels"], first, 3, padding=1)
+        self.time_embedding = nn.Module()
+        self.time_embedding.linear_1 = nn.Linear(first, time_size)
+        self.time_embedding.linear_2 = nn.Linear(time_size, time_size)
+        classes = config["num_class_embeds"]
+        self.class_embedding = nn.Embedding(classes, time_size) if classes else None
+
+        self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
+        skips, channels = [first], first
+        for i, (width, kind) in enumerate(zip(widths, config["down_block_types"])):
+            block = TwinBlock(
+                [resnet(channels if j == 0 else width, width) for j in range(depth)],
+                attentions(depth * kind.startswith("Attn"), width),
+            )
+            skips += [width] * depth
+            if i < len(widths) - 1:
+                block.downsamplers = nn.ModuleList([TwinResample(width, 2, config["downsample_padding"])])
+                skips.append(width)
+            self.down_blocks.append(block)
+            channels = width
+        self.mid_block = TwinBlock(
+            [resnet(channels, channels), resnet(channels, channels)], attentions(int(config["add_attention"]), channels)
+        )
+        for i, (width, kind) in enumerate(zip(reversed(widths), config["up_block_types"])):
+            resnets = []
+            for _ in range(depth + 1):
+                resnets.append(resnet(channels + skips.pop(), width))
+                channels = width
+            block = TwinBlock(resnets, attentions((depth + 1) * kind.startswith("Attn"), width))
+            if i < len(widths) - 1:
+                block.upsamplers = nn.ModuleList([TwinResample(width, 1, 1)])
+            self.up_blocks.append(block)
+        self.conv_norm_out = nn.GroupNorm(groups, first, eps)
+        self.conv_out = nn.Conv2d(first, config["out_channels"], 3, padding=1)
+
+    def embed(self, t: torch.Tensor) -> torch.Tensor:
+        """Sines and cosines of t (N,): (N, first width)."""
+        half = self.conv_in.out_channels // 2
+        steps = torch.arange(half, dtype=torch.float64) / (half - self.config["freq_shift"])
+        angles = t[:, None].double() * torch.exp(-math.log(10000) * steps)
+        parts = [angles.cos(), angles.sin()]
+        return torch.cat(parts if self.config["flip_sin_to_cos"] else parts[::-1], 1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
+        """x (N, C, H, W), t (N,), class_labels (N,) to (N, out_channels, H, W)."""
+        embedded = self.embed(t).float().to(x.dtype)  # rounded to float32 as in the published models, whatever x is
+        embedded = self.time_embedding.linear_2(F.silu(self.time_embedding.linear_1(embedded)))
+        if self.class_embedding is not None:
+            embedded = embedded + self.class_embedding(class_labels)
+        time = F.silu(embedded)
+
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.down_blocks:
+            for i in range(len(block.resnets)):
+                x = block.layer(i, x, time)
+                skips.append(x)
+            if hasattr(block, "downsamplers"):
+                x = block.downsamplers[0](x)
+                skips.append(x)
+        x = self.mid_block.layer(1, self.mid_block.layer(0, x, time), time)
+        for block in self.up_blocks:
+            for i in range(len(block.resnets)):
+                x = block.layer(i, torch.cat([x, skips.pop()], 1), time)
+            if hasattr(block, "upsamplers"):
+                x = block.upsamplers[0](x, skips[-1].shape[2:])
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class TwinClassifier(nn.Module):
+    """`tinydiff.models.Classifier`, built from its config."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        widths, groups = list(config["widths"]), config["norm_num_groups"]
+        channels = [config["in_channels"], *widths]
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(channels, widths))
+        self.plain = nn.ModuleList(nn.Conv2d(b, b, 3, padding=1) for b in widths)
+        self.norm_down = nn.ModuleList(nn.GroupNorm(groups, b) for b in widths)
+        self.norm_plain = nn.ModuleList(nn.GroupNorm(groups, b) for b in widths)
+        self.head = nn.Linear(widths[-1], config["num_classes"])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to logits (N, num_classes)."""
+        for down, norm_down, plain, norm_plain in zip(self.down, self.norm_down, self.plain, self.norm_plain):
+            x = F.silu(norm_down(down(x)))
+            x = F.silu(norm_plain(plain(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def twin(model: Model) -> nn.Module:
+    """The twin of one of our models, with the same weights. Raises TypeError for a model that has none."""
+    twins = {UNet2DModel: TwinUNet, Classifier: TwinClassifier}
+    if type(model) not in twins:
+        raise TypeError(f"{type(model).__name__} has no twin; there are {', '.join(cls.__name__ for cls in twins)}")
+    made = twins[type(model)](model.config)
+    load(made, model)
+    return made
+
+
+def load(made: nn.Module, model: Model) -> None:
+    """Copy our weights into a twin, names and shapes checked, and take over their dtype."""
+    state = {name: torch.from_numpy(array.copy()) for name, array in published(model).items()}
+    made.to(next(iter(state.values())).dtype).load_state_dict(state, strict=True)
+
+
+def published(model: Model) -> dict[str, np.ndarray]:
+    """Our weights by name in the published layout, which is PyTorch's."""
+    return {name: io.to_disk(name, p.data, p.layout) for name, p in model.named_parameters()}
+
+
+def gradients(model: Model) -> dict[str, np.ndarray]:
+    """Our gradients by name in PyTorch's layout."""
+    return {name: io.to_disk(name, p.grad.data, p.layout) for name, p in model.named_parameters() if p.grad is not None}
