@@ -11,6 +11,7 @@ import numba
 import numpy as np
 
 from tinydiff.kernels import direct
+from tinydiff.kernels.launch import launch
 from tinydiff.kernels.memory import address, scratch
 from tinydiff.kernels.microkernel import WIDTH
 
@@ -49,9 +50,10 @@ def _forward(
         -(-o // WIDTH) * WIDTH * kh * kw * c, threads * slab, threads * band * size[1] * kh * kw * c if gathered else 0
     )
     bias_step = 0 if bias is None or bias.ndim == 1 else o
-    direct.forward(
-        address(x), address(w), address(bias), bias_step, address(residual), address(y), *work,
-        n, height, width, c, kh, kw, *stride, *first, *size, o, *(s // 4 for s in w.strides), *place, band, gathered, threads,
+    direct.pack(address(w), *(step // 4 for step in w.strides), kh, kw, c, o, work[0])
+    launch(
+        direct.forward, threads, address(x), address(bias), bias_step, address(residual), address(y), *work,
+        n, height, width, c, kh, kw, *stride, *first, *size, o, *place, band, gathered, threads,
     )  # fmt: skip
 
 
@@ -122,25 +124,10 @@ def conv2d_weight_grad(x: np.ndarray, g: np.ndarray, *, kernel_size: Pair, strid
         threads * (band * wo * taps + direct.COLUMNS) if gathered else 0,
         threads * band * wo * padded if o % WIDTH else 0,
     )
-    direct.weight_grad(
-        address(x),
-        address(g),
-        address(dw),
-        *work,
-        n,
-        height,
-        width,
-        c,
-        kh,
-        kw,
-        *stride,
-        top,
-        left,
-        ho,
-        wo,
-        o,
-        band,
-        gathered,
-        threads,
-    )
+    launch(
+        direct.weight_grad, threads, address(x), address(g), *work,
+        n, height, width, c, kh, kw, *stride, top, left, ho, wo, o, band, gathered, threads,
+    )  # fmt: skip
+    segments, length = (1, taps) if gathered else (kh, kw * c)
+    direct.reduce_sums(work[0], threads, segments, length, -(-length // direct.COLUMNS) * direct.COLUMNS, o, address(dw))
     return dw

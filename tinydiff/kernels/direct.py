@@ -9,9 +9,8 @@ loop, the slab holds whole windows (im2col of the band). Bound by FMA, or by cop
 
 from __future__ import annotations
 
-from numba import prange
-
 from tinydiff.kernels.jit import njit
+from tinydiff.kernels.launch import body, unpack
 from tinydiff.kernels.memory import copy, read, write, zero
 from tinydiff.kernels.microkernel import ROWS, WIDTH, gemm_tile
 
@@ -25,7 +24,7 @@ _tile_columns = gemm_tile(8, 2, transposed=True)
 COLUMNS = 8  # rows of the weight gradient's tile
 
 
-@njit
+@njit(["void(" + ", ".join(["int64"] * 10) + ")"])
 def pack(w, s_kh, s_kw, s_c, s_o, kh, kw, c, o, packed):  # type: ignore[no-untyped-def]
     """Weights with any strides into panels (ceil(O / WIDTH), KH·KW·C, WIDTH), zero-padded."""
     panels = (o + WIDTH - 1) // WIDTH
@@ -75,80 +74,79 @@ def _windows(slab, columns, c, kh, kw, sh, sw, out_rows, out_columns, windows): 
                     target += 1
 
 
-@njit(parallel=True)
-def forward(  # type: ignore[no-untyped-def]
-    x, w, bias, bias_step, residual, y, packed, slabs, windows_of, # addresses
-    n, height, width, c, kh, kw, sh, sw, top, left, ho, wo, o,
-    s_kh, s_kw, s_c, s_o,  # strides of w
-    y_base, y_image, y_row, y_pixel,  # where in y (and residual) a pixel lies
-    band, gathered, threads,
-):  # fmt: skip
-    """y = conv(x, w) + bias + residual by bands of `band` rows; `gathered`: the slab holds whole windows."""
+@body
+def forward(args, thread):  # type: ignore[no-untyped-def]
+    """y = conv(x, w) + bias + residual by bands of `band` rows, from packed weights. `gathered`: the slab holds whole windows."""
+    (
+        x, bias, bias_step, residual, y, packed, slabs, windows_of,
+        n, height, width, c, kh, kw, sh, sw, top, left, ho, wo, o,
+        y_base, y_image, y_row, y_pixel,  # where in y (and residual) a pixel lies
+        band, gathered, threads,
+    ) = unpack(args, 28)  # fmt: skip
     taps = kh * kw * c
     panels = (o + WIDTH - 1) // WIDTH
-    pack(w, s_kh, s_kw, s_c, s_o, kh, kw, c, o, packed)
     bands = (ho + band - 1) // band
     columns = (wo - 1) * sw + kw
     plain = top == 0 and left == 0 and (ho - 1) * sh + kh <= height and columns <= width and not gathered
     items = n * bands
-    for thread in prange(threads):
-        slab = slabs + 4 * thread * ((band - 1) * sh + kh) * columns * c
-        windows = windows_of + 4 * thread * band * wo * taps
-        for item in range(thread * items // threads, (thread + 1) * items // threads):
-            image, first = item // bands, item % bands * band
-            rows = min(band, ho - first)
-            source = x + 4 * image * height * width * c
-            if plain:
-                a, step = source + 4 * first * sh * width * c, width * c
-            else:
-                fill_slab(source, height, width, c, first * sh - top, -left, (rows - 1) * sh + kh, columns, slab)
-                a, step = slab, columns * c
-            lda, a_row, segments, length = sw * c, sh * step, kh, kw * c
-            if gathered:
-                _windows(slab, columns, c, kh, kw, sh, sw, rows, wo, windows)
-                a, lda, a_row, step, segments, length = windows, taps, wo * taps, 0, 1, taps
-            for j in range(panels):
-                b = packed + 4 * j * taps * WIDTH
-                add = bias + 4 * (image * bias_step + j * WIDTH) if bias != 0 else 0
-                wanted = min(WIDTH, o - j * WIDTH)
-                for row in range(rows):
-                    at = 4 * (y_base + image * y_image + (first + row) * y_row + j * WIDTH)
-                    a_now = a + 4 * row * a_row
-                    done = 0
-                    while done < wo:
-                        left_over = wo - done
-                        start = residual + at if residual != 0 else 0
-                        args = (a_now, lda, step, b, WIDTH, segments, length, add, start, y_pixel, y + at, y_pixel, wanted)
-                        if left_over >= ROWS and left_over != 16:
-                            _tile_full(*args)
-                            count = ROWS
-                        elif left_over >= 8:
-                            _tile_8(*args)
-                            count = 8
-                        elif left_over == 7:
-                            _tile_7(*args)
-                            count = 7
-                        elif left_over >= 4:
-                            _tile_4(*args)
-                            count = 4
-                        elif left_over >= 2:
-                            _tile_2(*args)
-                            count = 2
-                        else:
-                            _tile_1(*args)
-                            count = 1
-                        done += count
-                        a_now += 4 * count * lda
-                        at += 4 * count * y_pixel
+    slab = slabs + 4 * thread * ((band - 1) * sh + kh) * columns * c
+    windows = windows_of + 4 * thread * band * wo * taps
+    for item in range(thread * items // threads, (thread + 1) * items // threads):
+        image, first = item // bands, item % bands * band
+        rows = min(band, ho - first)
+        source = x + 4 * image * height * width * c
+        if plain:
+            a, step = source + 4 * first * sh * width * c, width * c
+        else:
+            fill_slab(source, height, width, c, first * sh - top, -left, (rows - 1) * sh + kh, columns, slab)
+            a, step = slab, columns * c
+        lda, a_row, segments, length = sw * c, sh * step, kh, kw * c
+        if gathered:
+            _windows(slab, columns, c, kh, kw, sh, sw, rows, wo, windows)
+            a, lda, a_row, step, segments, length = windows, taps, wo * taps, 0, 1, taps
+        for j in range(panels):
+            b = packed + 4 * j * taps * WIDTH
+            add = bias + 4 * (image * bias_step + j * WIDTH) if bias != 0 else 0
+            wanted = min(WIDTH, o - j * WIDTH)
+            for row in range(rows):
+                at = 4 * (y_base + image * y_image + (first + row) * y_row + j * WIDTH)
+                a_now = a + 4 * row * a_row
+                done = 0
+                while done < wo:
+                    left_over = wo - done
+                    start = residual + at if residual != 0 else 0
+                    args = (a_now, lda, step, b, WIDTH, segments, length, add, start, y_pixel, y + at, y_pixel, wanted)
+                    if left_over >= ROWS and left_over != 16:
+                        _tile_full(*args)
+                        count = ROWS
+                    elif left_over >= 8:
+                        _tile_8(*args)
+                        count = 8
+                    elif left_over == 7:
+                        _tile_7(*args)
+                        count = 7
+                    elif left_over >= 4:
+                        _tile_4(*args)
+                        count = 4
+                    elif left_over >= 2:
+                        _tile_2(*args)
+                        count = 2
+                    else:
+                        _tile_1(*args)
+                        count = 1
+                    done += count
+                    a_now += 4 * count * lda
+                    at += 4 * count * y_pixel
 
 
-@njit(parallel=True)
-def weight_grad(  # type: ignore[no-untyped-def]
-    x, g, dw, sums, slabs, windows_of, g_packs,  # addresses
-    n, height, width, c, kh, kw, sh, sw, top, left, ho, wo, o,
-    band, gathered, threads,
-):  # fmt: skip
-    """dw (KH, KW, C, O) = Σ over images and pixels of the window under it × g: summed by thread, then over threads in order."""
+@body
+def weight_grad(args, thread):  # type: ignore[no-untyped-def]
+    """This thread's Σ over images and pixels of the window under it × g, in sums (threads, KH, panels, KW·C, WIDTH)."""
+    (
+        x, g, sums, slabs, windows_of, g_packs,
+        n, height, width, c, kh, kw, sh, sw, top, left, ho, wo, o,
+        band, gathered, threads,
+    ) = unpack(args, 22)  # fmt: skip
     taps = kh * kw * c
     panels = (o + WIDTH - 1) // WIDTH
     segments_m, length_m = (1, taps) if gathered else (kh, kw * c)
@@ -158,43 +156,47 @@ def weight_grad(  # type: ignore[no-untyped-def]
     columns = (wo - 1) * sw + kw
     items = n * bands
     aligned = o % WIDTH == 0
-    for thread in prange(threads):
-        slab = slabs + 4 * thread * (((band - 1) * sh + kh) * columns * c + COLUMNS)
-        windows = windows_of + 4 * thread * (band * wo * taps + COLUMNS)
-        g_packed = g_packs + 4 * thread * band * wo * panels * WIDTH
-        mine = sums + 4 * thread * size
-        zero(mine, size)
+    slab = slabs + 4 * thread * (((band - 1) * sh + kh) * columns * c + COLUMNS)
+    windows = windows_of + 4 * thread * (band * wo * taps + COLUMNS)
+    g_packed = g_packs + 4 * thread * band * wo * panels * WIDTH
+    mine = sums + 4 * thread * size
+    zero(mine, size)
+    if not aligned:
+        zero(g_packed, band * wo * panels * WIDTH)
+    zero(slab + 4 * ((band - 1) * sh + kh) * columns * c, COLUMNS)
+    for item in range(thread * items // threads, (thread + 1) * items // threads):
+        image, first = item // bands, item % bands * band
+        rows = min(band, ho - first)
+        source = x + 4 * image * height * width * c
+        fill_slab(source, height, width, c, first * sh - top, -left, (rows - 1) * sh + kh, columns, slab)
+        a, lda, a_step, a_row, segments, length = slab, sw * c, sh * columns * c, columns * c, rows, wo
+        if gathered:
+            _windows(slab, columns, c, kh, kw, sh, sw, rows, wo, windows)
+            a, lda, a_step, a_row, segments, length = windows, taps, 0, 0, 1, rows * wo
+        b, ldb = g + 4 * (image * ho + first) * wo * o, o
         if not aligned:
-            zero(g_packed, band * wo * panels * WIDTH)
-        zero(slab + 4 * ((band - 1) * sh + kh) * columns * c, COLUMNS)
-        for item in range(thread * items // threads, (thread + 1) * items // threads):
-            image, first = item // bands, item % bands * band
-            rows = min(band, ho - first)
-            source = x + 4 * image * height * width * c
-            fill_slab(source, height, width, c, first * sh - top, -left, (rows - 1) * sh + kh, columns, slab)
-            a, lda, a_step, a_row, segments, length = slab, sw * c, sh * columns * c, columns * c, rows, wo
-            if gathered:
-                _windows(slab, columns, c, kh, kw, sh, sw, rows, wo, windows)
-                a, lda, a_step, a_row, segments, length = windows, taps, 0, 0, 1, rows * wo
-            b, ldb = g + 4 * (image * ho + first) * wo * o, o
-            if not aligned:
-                for pixel in range(rows * wo):
-                    copy(g_packed + 4 * pixel * panels * WIDTH, b + 4 * pixel * o, o)
-                b, ldb = g_packed, panels * WIDTH
-            for i in range(segments_m):
-                for j in range(panels):
-                    for m in range(0, padded_m, COLUMNS):
-                        at = mine + 4 * (((i * panels + j) * padded_m + m) * WIDTH)
-                        a_now = a + 4 * (i * a_row + m)
-                        _tile_columns(
-                            a_now, lda, a_step, b + 4 * j * WIDTH, ldb, segments, length, 0, at, WIDTH, at, WIDTH, WIDTH
-                        )
-    for row in prange(segments_m * length_m):
-        i, m = row // length_m, row % length_m
-        for j in range(panels):
-            at = ((i * panels + j) * padded_m + m) * WIDTH
-            for k in range(min(WIDTH, o - j * WIDTH)):
-                total = read(sums, at + k)
-                for thread in range(1, threads):
-                    total += read(sums, thread * size + at + k)
-                write(dw, row * o + j * WIDTH + k, total)
+            for pixel in range(rows * wo):
+                copy(g_packed + 4 * pixel * panels * WIDTH, b + 4 * pixel * o, o)
+            b, ldb = g_packed, panels * WIDTH
+        for i in range(segments_m):
+            for j in range(panels):
+                for m in range(0, padded_m, COLUMNS):
+                    at = mine + 4 * (((i * panels + j) * padded_m + m) * WIDTH)
+                    a_now = a + 4 * (i * a_row + m)
+                    _tile_columns(a_now, lda, a_step, b + 4 * j * WIDTH, ldb, segments, length, 0, at, WIDTH, at, WIDTH, WIDTH)
+
+
+@njit(["void(int64, int64, int64, int64, int64, int64, int64)"])
+def reduce_sums(sums, threads, segments, length, padded, o, dw):  # type: ignore[no-untyped-def]
+    """dw (segments, length, O) = the threads' sums (threads, segments, panels, padded, WIDTH), added in order."""
+    panels = (o + WIDTH - 1) // WIDTH
+    size = segments * panels * padded * WIDTH
+    for i in range(segments):
+        for m in range(length):
+            for j in range(panels):
+                at = ((i * panels + j) * padded + m) * WIDTH
+                for k in range(min(WIDTH, o - j * WIDTH)):
+                    total = read(sums, at + k)
+                    for thread in range(1, threads):
+                        total += read(sums, thread * size + at + k)
+                    write(dw, (i * length + m) * o + j * WIDTH + k, total)
