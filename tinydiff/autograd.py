@@ -256,13 +256,10 @@ def _leading_to(wanted: set, outputs: Sequence[Tensor]) -> set:
 
 def _cotangents(outputs: Sequence[Tensor], given: Any) -> list[Tensor]:
     """The starting gradients: as given, or 1 for outputs of one element."""
-    given = (
-        [None] * len(outputs)
-        if given is None
-        else [given]
-        if len(outputs) == 1 and not isinstance(given, list | tuple)
-        else given
-    )
+    if given is None:
+        given = [None] * len(outputs)
+    elif not isinstance(given, list | tuple) or not all(g is None or hasattr(g, "shape") for g in given):
+        given = [given]  # one gradient, if need be as a list of numbers
     if len(given) != len(outputs):
         raise ValueError(f"{len(outputs)} outputs need as many gradients, not {len(given)}")
     result = []

@@ -8,12 +8,17 @@ from __future__ import annotations
 import importlib
 import sys
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-Array: TypeAlias = Any
-"""An array of any device: `numpy.ndarray` on the CPU. Parameters of an op annotated so are its differentiable inputs."""
+if TYPE_CHECKING:
+    Array: TypeAlias = Any
+else:
+
+    class Array:
+        """Annotates an array of any device (`numpy.ndarray` on the CPU): parameters of an op so marked are its inputs."""
+
 
 DTYPES = tuple(np.dtype(name) for name in ("float32", "float64", "int64", "int32", "uint8", "bool"))
 DEVICES = ("cpu", "cuda")

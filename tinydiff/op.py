@@ -131,12 +131,14 @@ class Op(Generic[P]):
     ) -> None:
         self.definition, self.fused, self.dtypes, self.view = definition, fused, dtypes, view
         self.name = name or definition.__name__.strip("_")
-        self.flops = flops or (lambda out, *inputs, **params: out.size)
+        self.flops = flops or (lambda out, *inputs, **params: 0 if view else out.size)
         parameters = list(inspect.signature(definition).parameters.values())
         if not fused:
             parameters = parameters[1:]
         self.names = tuple(p.name for p in parameters)
-        tensors = [p for p in parameters if str(p.annotation).startswith("Tensor" if fused else "Array")]
+        tensors = [p for p in parameters if ("Tensor" if fused else "Array") in str(p.annotation)]
+        if not tensors:
+            raise TypeError(f"{self.name} has no inputs: annotate them as `{'x: Tensor' if fused else 'x: Array'}`")
         self.inputs = tuple(p.name for p in tensors)
         self.positions = {name: i for i, name in enumerate(self.inputs)}
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in tensors)
@@ -421,7 +423,7 @@ class Op(Generic[P]):
             if observed:
                 seconds = perf_counter() - observed
                 for observer in tuple(OBSERVERS):
-                    observer(Call(self, f"{kernel.backend} backward", [g.data, *arrays], values[0], node.params, seconds, node))
+                    observer(Call(self, f"{kernel.backend} backward", [g.data, *arrays], values, node.params, seconds, node))
             return [Tensor(v) if v is not None and edge is not None else None for v, edge in zip(values, edges)]
         return None
 

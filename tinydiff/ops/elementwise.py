@@ -98,7 +98,8 @@ def _(g: Tensor, x: Any) -> Tensor:
 @op
 def div(xp: Any, x: Array, y: Array) -> Array:
     """x / y, of floats (integers become float32)."""
-    return xp.true_divide(x, y)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return xp.true_divide(x, y)
 
 
 @div.vjp("x")

@@ -11,7 +11,7 @@ from tinydiff.backend import Array
 from tinydiff.op import op
 from tinydiff.ops.elementwise import LARGE
 from tinydiff.ops.reduce import sum
-from tinydiff.ops.shape import check_axis, reshape
+from tinydiff.ops.shape import check_axis, no_flops, reshape
 from tinydiff.tensor import Tensor
 
 
@@ -26,7 +26,7 @@ def _indices(name: str, indices: Any, limit: int) -> Array:
     return np.where(array < 0, array + limit, array) if array.dtype.kind == "i" and array.size and array.min() < 0 else array
 
 
-@op(dtypes="any", name="take")
+@op(dtypes="any", name="take", flops=no_flops)
 def _take(xp: Any, x: Array, indices: Any, axis: int = 0) -> Array:
     return xp.take(x, indices, axis=axis)
 
@@ -61,7 +61,7 @@ def embedding(indices: Any, weight: Tensor) -> Tensor:
     return _take(weight, _indices("embedding", indices, weight.shape[0]), 0)
 
 
-@op(dtypes="any", name="gather")
+@op(dtypes="any", name="gather", flops=no_flops)
 def _gather(xp: Any, x: Array, index: Any, axis: int) -> Array:
     return xp.take_along_axis(x, index, axis)
 
@@ -113,7 +113,7 @@ def _check_alike(name: str, shape: tuple[int, ...], index: tuple[int, ...], axis
         raise ValueError(f"{name}: index has shape {index}, which must agree with {shape} but on axis {axis}")
 
 
-@op(dtypes="any")
+@op(dtypes="any", flops=no_flops)
 def upsample_nearest2d(xp: Any, x: Array) -> Array:
     """(N, H, W, C) to (N, 2H, 2W, C), each pixel four times."""
     n, h, w, c = x.shape

@@ -19,6 +19,11 @@ def check_axis(name: str, axis: int, ndim: int) -> int:
     return axis % ndim
 
 
+def no_flops(out: Array, *inputs: Any, **params: Any) -> int:
+    """Copying computes nothing."""
+    return 0
+
+
 @op(dtypes="any", view=True, name="reshape")
 def _reshape(xp: Any, x: Array, shape: tuple[int, ...]) -> Array:
     return x.reshape(shape)
@@ -128,7 +133,7 @@ def unsqueeze(x: Tensor, axis: int) -> Tensor:
     return reshape(x, (*x.shape[:at], 1, *x.shape[at:]))
 
 
-@op(dtypes="same", name="concat")
+@op(dtypes="same", name="concat", flops=no_flops)
 def _concat(xp: Any, *tensors: Array, axis: int = 0) -> Array:
     return xp.concatenate(tensors, axis=axis)
 
@@ -188,7 +193,7 @@ def split(x: Tensor, size_or_sizes: int | Sequence[int], axis: int = 0) -> list[
     return pieces
 
 
-@op(dtypes="any", name="pad")
+@op(dtypes="any", name="pad", flops=no_flops)
 def _pad(xp: Any, x: Array, widths: tuple[tuple[int, int], ...], value: float = 0.0) -> Array:
     return xp.pad(x, widths, constant_values=value)
 
@@ -242,7 +247,7 @@ def _(g: Tensor, shapes: Any, index: Any) -> Tensor:
     return place(g, shapes[0], index)
 
 
-@op(dtypes="any")
+@op(dtypes="any", flops=no_flops)
 def place(xp: Any, x: Array, shape: tuple[int, ...], index: Any) -> Array:
     """Zeros of `shape` with `x` at the basic `index`: the transpose of slicing."""
     result = xp.zeros(shape, x.dtype)
