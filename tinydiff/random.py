@@ -22,7 +22,7 @@ def generator() -> np.random.Generator:
 
 def get_state() -> dict[str, Any]:
     """The default generator's state, plain data."""
-    return _generator.bit_generator.state
+    return dict(_generator.bit_generator.state)
 
 
 def set_state(state: dict[str, Any]) -> None:

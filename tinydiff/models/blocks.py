@@ -72,10 +72,10 @@ class SpatialAttention(Attention):
 
 
 class Downsample2D(Module):
-    """A 3×3 convolution with stride 2."""
+    """A 3×3 convolution with stride 2. As in the published models, padding 0 means one row and column after the last."""
 
-    def __init__(self, channels: int, padding: Any = 1) -> None:
-        self.conv = Conv2d(channels, channels, 3, stride=2, padding=padding)
+    def __init__(self, channels: int, padding: int = 1) -> None:
+        self.conv = Conv2d(channels, channels, 3, stride=2, padding=padding or ((0, 1), (0, 1)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) to half the height and width."""

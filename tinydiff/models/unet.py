@@ -24,9 +24,9 @@ from tinydiff.tensor import Tensor
 class _Block(Module):
     """Resnets, each with attention after it where the block has that, and a resampler where it has one."""
 
-    attentions: ModuleList | None = None
-    downsamplers: ModuleList | None = None
-    upsamplers: ModuleList | None = None
+    attentions: ModuleList[SpatialAttention] | None = None
+    downsamplers: ModuleList[Downsample2D] | None = None
+    upsamplers: ModuleList[Upsample2D] | None = None
 
     def __init__(self, resnets: list[ResnetBlock2D], attentions: list[SpatialAttention]) -> None:
         self.resnets = ModuleList(resnets)
@@ -59,6 +59,7 @@ class UNet2DModel(Model):
         out_channels: int = 3,
         center_input_sample: bool = False,
         time_embedding_type: str = "positional",
+        time_embedding_dim: int | None = None,
         freq_shift: int = 0,
         flip_sin_to_cos: bool = True,
         down_block_types: Sequence[str] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
@@ -102,7 +103,7 @@ class UNet2DModel(Model):
                 f"UNet2DModel: block_out_channels has {len(widths)} entries, down_block_types {len(down_block_types)}, "
                 f"up_block_types {len(up_block_types)}; they must be as many"
             )
-        first, time_size = widths[0], 4 * widths[0]
+        first, time_size = widths[0], time_embedding_dim or 4 * widths[0]
         self.flip_sin_to_cos, self.freq_shift, self.first = flip_sin_to_cos, freq_shift, first
         self.gradient_checkpointing = False
 
@@ -117,7 +118,7 @@ class UNet2DModel(Model):
         self.time_embedding = TimestepEmbedding(first, time_size)
         self.class_embedding = Embedding(num_class_embeds, time_size) if num_class_embeds else None
 
-        self.down_blocks = ModuleList()
+        self.down_blocks: ModuleList[_Block] = ModuleList()
         skips, channels = [first], first
         for i, (width, kind) in enumerate(zip(widths, down_block_types)):
             resnets = [resnet(channels if j == 0 else width, width) for j in range(layers_per_block)]
@@ -133,7 +134,7 @@ class UNet2DModel(Model):
             [resnet(channels, channels), resnet(channels, channels)], [attention(channels)] if add_attention else []
         )
 
-        self.up_blocks = ModuleList()
+        self.up_blocks: ModuleList[_Block] = ModuleList()
         for i, (width, kind) in enumerate(zip(reversed(widths), up_block_types)):
             resnets = []
             for _ in range(layers_per_block + 1):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from tinydiff import autograd
 from tinydiff.tensor import Tensor, as_tensor
+
+
+M = TypeVar("M", bound="Module")
 
 
 class Parameter(Tensor):
@@ -121,28 +124,28 @@ class Module:
         return f"{type(self).__name__}({own}{inside}{chr(10) if inside else ''})"
 
 
-class ModuleList(Module):
+class ModuleList(Module, Generic[M]):
     """Modules named "0", "1", …"""
 
-    def __init__(self, modules: Iterable[Module] = ()) -> None:
+    def __init__(self, modules: Iterable[M] = ()) -> None:
         for module in modules:
             self.append(module)
 
-    def append(self, module: Module) -> None:
+    def append(self, module: M) -> None:
         """Add one at the end."""
         setattr(self, str(len(self)), module)
 
     def __len__(self) -> int:
         return sum(1 for _ in self.children())
 
-    def __iter__(self) -> Iterator[Module]:
-        return (module for _, module in self.children())
+    def __iter__(self) -> Iterator[M]:
+        return (module for _, module in self.children())  # type: ignore[misc]
 
-    def __getitem__(self, index: int) -> Module:
+    def __getitem__(self, index: int) -> M:
         return list(self)[index]
 
 
-class Sequential(ModuleList):
+class Sequential(ModuleList[Module]):
     """Modules run one after another."""
 
     def __init__(self, *modules: Module) -> None:

@@ -7,7 +7,7 @@ derivatives are the three ops here; the gradient of each is made of the other tw
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ def padding_pairs(padding: Any) -> Padding:
     return (height, height), (width, width)
 
 
-def output_size(size: Pair, kernel: Pair, stride: Pair, padding: Padding) -> Pair:
+def output_size(size: Sequence[int], kernel: Sequence[int], stride: Pair, padding: Padding) -> Pair:
     """Height and width of a convolution's result. Raises ValueError when the kernel is larger than the padded input."""
     padded = tuple(n + a + b for n, (a, b) in zip(size, padding))
     if any(n < k for n, k in zip(padded, kernel)):
