@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tinydiff import random
-from tinydiff.tensor import Tensor, as_tensor
+from tinydiff.tensor import Tensor, as_tensor, tensor
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -43,14 +43,14 @@ class Saved(NamedTuple):
 
     Attributes:
         inputs: per input the Tensor (or number).
-        versions: each saved input that `assign_` may change, with its version when saved.
+        versions: of each saved input that `assign_` may change, the counter and what it said when saved.
         output: the result's raw array (a Tensor would be a reference cycle).
         shapes: of the inputs.
         cache: what the kernel that ran computed on the side.
     """
 
     inputs: Sequence[Any]
-    versions: Sequence[tuple[Tensor, int]] | None
+    versions: Sequence[tuple[list[int], int]] | None
     output: Any
     shapes: tuple | None
     cache: Any
@@ -105,15 +105,15 @@ class Node:
                 f"the graph of {self.op.name} (called at {self.line()}) was released by an earlier backward; "
                 "pass retain_graph=True to that one"
             )
-        if type(saved) is _Dropped:
-            saved = self.saved = saved.region.restore(saved.position)
         if saved.versions is not None:
-            for tensor, version in saved.versions:
-                if tensor.version is not None and tensor.version[0] != version:
+            for counter, version in saved.versions:
+                if counter[0] != version:
                     raise RuntimeError(
                         f"a value that {self.op.name} (called at {self.line()}) saved for backward was changed by assign_ since; "
                         "run the forward pass again, or backward before the change"
                     )
+        if type(saved) is _Dropped:
+            saved = self.saved = saved.region.restore(saved.position)
         return saved
 
 
@@ -246,10 +246,13 @@ def reachable(outputs: Iterable[Tensor]) -> list[Node]:
 
 
 def _leading_to(wanted: set, outputs: Sequence[Tensor]) -> set:
-    """The targets behind `outputs` through which a gradient reaches one of `wanted`, those included."""
+    """The targets behind `outputs` through which a gradient reaches one of `wanted`, those included.
+
+    What lies behind a released node is not known any more, so it counts as leading there, and walking to it raises.
+    """
     useful = set(wanted)
     for node in reachable(outputs):
-        if any(edge in useful for edge in node.edges if edge is not None):
+        if node.saved is None or any(edge in useful for edge in node.edges if edge is not None):
             useful.add(node)
     return useful
 
@@ -272,7 +275,7 @@ def _cotangents(outputs: Sequence[Tensor], given: Any) -> list[Tensor]:
                     f"backward from shape {output.shape} needs a gradient of that shape; without one, reduce to a scalar"
                 )
             cotangent = np.ones(output.shape, output.dtype)
-        cotangent = as_tensor(cotangent)
+        cotangent = cotangent if isinstance(cotangent, Tensor) else tensor(cotangent)  # a copy: it may end up as a `.grad`
         if cotangent.shape != output.shape:
             raise ValueError(f"the gradient of an output of shape {output.shape} can't have shape {cotangent.shape}")
         if cotangent.dtype != output.dtype:
@@ -393,7 +396,7 @@ class _Region:
         if self.recording is not None:
             self.recording.append(node)
         else:
-            node.saved = _Dropped(self, self.size)
+            node.saved = _Dropped(self, self.size, node.saved.versions)
             self.size += 1
 
     def restore(self, position: int) -> Saved:
@@ -421,10 +424,10 @@ class _Region:
 class _Dropped:
     """Stands in `Node.saved` for what a checkpointed region will compute again."""
 
-    __slots__ = ("position", "region")
+    __slots__ = ("position", "region", "versions")
 
-    def __init__(self, region: _Region, position: int) -> None:
-        self.region, self.position = region, position
+    def __init__(self, region: _Region, position: int, versions: Any) -> None:
+        self.region, self.position, self.versions = region, position, versions
 
 
 def checkpoint(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -307,7 +307,7 @@ class Op(Generic[P]):
             versions = None
             for x in values:
                 if isinstance(x, Tensor) and x.version is not None:
-                    versions = [*(versions or ()), (x, x.version[0])]
+                    versions = [*(versions or ()), (x.version, x.version[0])]
             shapes = tuple([getattr(a, "shape", None) for a in arrays]) if plan.shapes else None
             saved = Saved(values, versions, out if plan.output else None, shapes, cache)
         node = Node(self, edges, params, out.shape, saved, frame.f_code, frame.f_lasti)
