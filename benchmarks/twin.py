@@ -107,7 +107,7 @@ class TwinUNet(nn.Module):
         super().__init__()
         widths, depth = list(config["block_out_channels"]), config["layers_per_block"]
         groups, eps, head = config["norm_num_groups"], config["norm_eps"], config["attention_head_dim"]
-        first, time_size = widths[0], 4 * widths[0]
+        first, time_size = widths[0], config["time_embedding_dim"] or 4 * widths[0]
         self.config = config
 
         def resnet(a: int, b: int) -> TwinResnet:
