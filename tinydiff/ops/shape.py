@@ -268,16 +268,15 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     parts = index if isinstance(index, tuple) else (index,)
     if all(type(p) is int or isinstance(p, builtins.slice) or p is None or p is Ellipsis for p in parts):
         return _getitem(x, parts)
-    parts = tuple(
-        int(p) if hasattr(p, "__index__") and getattr(p, "ndim", 0) == 0 and not isinstance(p, bool) else p for p in parts
-    )
-    if all(isinstance(p, int | builtins.slice) or p is None or p is Ellipsis for p in parts):
+    kinds = [getattr(getattr(p, "dtype", None), "kind", None) for p in parts]  # NumPy's integers, and tensors of one
+    parts = tuple(int(p) if kind in ("i", "u") and p.ndim == 0 else p for p, kind in zip(parts, kinds))
+    if all((isinstance(p, int | builtins.slice) and not isinstance(p, bool)) or p is None or p is Ellipsis for p in parts):
         return _getitem(x, parts)
-    if len(parts) == 1 and getattr(parts[0], "dtype", None) is not None and parts[0].dtype.kind in "iu":
+    if len(parts) == 1 and kinds[0] in ("i", "u"):
         from tinydiff.ops.indexing import take
 
         return take(x, parts[0], 0)
-    kinds = ", ".join(type(p).__name__ for p in parts)
+    given = ", ".join(type(p).__name__ for p in parts)
     raise TypeError(
-        f"a tensor can be indexed by integers, slices, None, ... or one integer tensor, not ({kinds}); see take, gather, where"
+        f"a tensor can be indexed by integers, slices, None, ... or one integer tensor, not ({given}); see take, gather, where"
     )
