@@ -158,7 +158,7 @@ def check_op(
     The results: equal to `reference(*arrays, **params)` if given; the same for inputs laid out otherwise in memory; in
     float32 of that dtype and equal to `rtol` and `atol`; sharing no memory with the inputs (views excepted), which stay
     as they were. The derivatives: against differences, the second ones too if `second`. The op's kernels, if it has
-    some: run at this size whatever their `when` says, forward and backward equal to the definition.
+    some: run at this size whatever their `above` says, forward and backward equal to the definition.
 
     Args:
         fn: called as fn(*tensors, **params), giving a tensor. inputs: float arrays to differentiate by; others are passed on.
@@ -173,25 +173,22 @@ def check_op(
         return fn(*given, **params)
 
     originals = [inputs[i] for i in places]
-    exact = [np.array(x, np.float64) for x in originals]
-    expected = call(*map(Tensor, exact))
+    exact = [np.array(x, np.float64, order="C") for x in originals]
+    expected = call(*[Tensor(x.copy()) for x in exact])
     if reference is not None:
         _assert_close(fn, "the reference", expected.numpy(), np.asarray(reference(*inputs, **params)), 1e-7, 1e-9)
     for dtype, relative, absolute in ((np.float64, 1e-9, 1e-11), (np.float32, rtol, atol)):
-        plain = [x.astype(dtype) for x in exact]
-        laid_out = [_like(x, p) for x, p in zip(originals, plain)]
+        laid_out = [_like(x, e.astype(dtype)) for x, e in zip(originals, exact)]
         result = call(*map(Tensor, laid_out))
         if expected.dtype.kind == "f":
             assert result.dtype == dtype, f"{_name(fn)} of {np.dtype(dtype)} gives {result.dtype}"
-        _assert_close(
-            fn, f"its own result in float64, from {np.dtype(dtype)}", result.numpy(), expected.numpy(), relative, absolute
-        )
-        for x, p in zip(laid_out, plain):
-            assert np.array_equal(x, p, equal_nan=True), f"{_name(fn)} changed its input"
+        for x, e in zip(laid_out, exact):
+            assert np.array_equal(x, e.astype(dtype), equal_nan=True), f"{_name(fn)} changed its input"
             if not getattr(fn, "view", False):
                 assert not np.shares_memory(result.numpy(), x), f"{_name(fn)} returns memory of its input; declare view=True"
-    probe = _gradients(call, exact)
-    if probe is None:
+        what = f"its own result in float64, from {np.dtype(dtype)}"
+        _assert_close(fn, what, result.numpy(), expected.numpy(), relative, absolute)
+    if _gradients(call, exact) is None:
         return
     gradcheck(call, exact)
     if second:
