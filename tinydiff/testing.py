@@ -83,7 +83,8 @@ def layouts(draw: st.DrawFn, array: np.ndarray) -> np.ndarray:
     room = np.full(
         [array.shape[axis] * abs(steps[axis]) for axis in order], np.nan if array.dtype.kind == "f" else 1, array.dtype
     )
-    view = room.transpose(np.argsort(order))[(..., *[slice(None, None, step) for step in steps])]
+    everything: tuple[Any, ...] = (..., *[slice(None, None, step) for step in steps])
+    view = room.transpose(np.argsort(order))[everything]
     view[...] = array
     return view
 
