@@ -1,6 +1,6 @@
-"""Convolution's three directions on float32 arrays: which algorithm a shape gets, and the call.
+"""Convolution's three directions on float32 arrays: which algorithm a shape gets, its scratch memory, and the call.
 
-`algorithm` names the choice, and each function takes `force=` to override it.
+`algorithm` is the rule and names its choice; each function takes `force=` to override it (benchmarks do).
 """
 
 from __future__ import annotations
@@ -18,92 +18,139 @@ from tinydiff.kernels.microkernel import LANES, ROWS, WIDTH
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
+precise = False
+"""Set True to keep away from Winograd's 4×4 tiles, whose rounding error is some ten times that of a plain sum."""
+
 SLAB = 64 * 1024  # floats: the input under a band of rows, together with what it is multiplied with, stays in L2
-TILES = 256  # of Winograd's, at ROWS channels in all: TODO
-SMALL = 200_000  # multiplications under which a second thread costs more than it brings
+BLOCK = 256 * ROWS  # Winograd: tiles × channels that a thread takes at a time, for the same reason
+SMALL = 500_000  # multiplications under which a second thread costs more than it brings
 
 
-def _threads(items: int, work: int) -> int:
+def algorithm(kernel: Pair, stride: Pair, channels: int, filters: int) -> str:
+    """The algorithm for a convolution: "winograd_f4", "im2col" or "direct". The input gradient has channels and filters swapped.
+
+    Measured against each other on two AVX-512 cores: Winograd wins wherever the transforms (per channel and per filter) are
+    outweighed by the products (channels × filters); whole windows are gathered where a kernel row is too short for a loop.
+    """
+    if kernel == (3, 3) and stride == (1, 1) and min(channels, filters) >= 16 and not precise:
+        return "winograd_f4"
+    return "im2col" if kernel[1] * channels < 16 and kernel[0] > 1 else "direct"
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def threads_for(items: int, work: int) -> int:
+    """Threads for so many independent items and multiplications."""
     return 1 if work < SMALL else max(1, min(numba.get_num_threads(), items))
 
 
-def _ready(*arrays: np.ndarray | None) -> bool:
+def float32(*arrays: np.ndarray | None) -> bool:
+    """Whether the kernels take these arrays."""
     return all(a is None or (a.dtype == np.float32 and a.size > 0) for a in arrays)
+
+
+def _contiguous(array: np.ndarray | None) -> np.ndarray | None:
+    return None if array is None else np.ascontiguousarray(array)
 
 
 def _band(n: int, ho: int, row: int) -> int:
     """Output rows that a thread takes at a time: as many as fit the slab, but enough bands for every thread."""
-    fair = -(-ho * n // numba.get_num_threads()) if n < numba.get_num_threads() else ho
+    threads = numba.get_num_threads()
+    fair = _up(ho * n, threads) // threads if n < threads else ho
     return max(1, min(ho, fair, SLAB // max(1, row)))
 
 
-def _winograd_block(tiles: int, threads: int, channels: int) -> int:
-    """Tiles that a thread takes at a time."""
-    share = -(-tiles // threads)
-    fitting = max(ROWS, TILES * ROWS // max(1, channels))
-    return -(-share // (-(-share // fitting) * ROWS)) * ROWS
-
-
-def _winograd_forward(
-    x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y: np.ndarray, size: Pair, first: Pair
+def direct_forward(
+    x: np.ndarray,
+    w: np.ndarray,
+    bias: Any,
+    residual: Any,
+    y: np.ndarray,
+    size: Pair,
+    stride: Pair,
+    first: Pair,
+    place: Any,
+    how: str,
 ) -> None:
+    """y = conv(x, w) + bias + residual by products of rows.
+
+    w is (KH, KW, C, O) or (N, KH, KW, C, O), of any strides; `first` is the (top, left) padding, negative to begin inside; pixel
+    (n, i, j) of y begins at place[0] + n·place[1] + i·place[2] + j·place[3], in floats.
+    """
     n, height, width, c = x.shape
-    o = w.shape[3]
-    tiles = n * -(-size[0] // winograd.TILE) * -(-size[1] // winograd.TILE)
-    threads = _threads(tiles // ROWS, n * size[0] * size[1] * 9 * c * o)
-    block = _winograd_block(tiles, threads, c + o)
-    padded, points = -(-o // WIDTH) * WIDTH, winograd.POINTS**2
-    _keep, (packed, u, v, m) = scratch(
-        9 * c * padded,
-        points * c * padded,
-        threads * points * (block * -(-c // LANES) * LANES + LANES),
-        threads * points * (block * padded + LANES),
-    )
-    bias_step = 0 if bias is None or bias.ndim == 1 else o
-    launch(winograd.transform_weights, threads, address(w), *(step // 4 for step in w.strides), c, o, packed, u, threads)
+    kh, kw, _, o = w.shape[-4:]
+    copies = 1 if w.ndim == 4 else n
+    gathered = how == "im2col"
+    taps, work = kh * kw * c, size[0] * size[1] * kh * kw * c * o
+    band = _band(n, size[0], stride[0] * ((size[1] - 1) * stride[1] + kw) * c)
+    threads = threads_for(n * -(-size[0] // band), n * work)
+    slab = ((band - 1) * stride[0] + kh) * ((size[1] - 1) * stride[1] + kw) * c
+    w_step = taps * _up(o, WIDTH)
+    _keep, (packed, slabs, windows) = scratch(copies * w_step, threads * slab, threads * band * size[1] * taps * gathered)
+    steps = [step // 4 for step in w.strides[-4:]]
+    packers = threads_for(copies * kh * kw * -(-o // WIDTH), copies * w_step)
+    launch(direct.pack, packers, address(w), w.strides[0] // 4, *steps, copies, kh, kw, c, o, packed, packers)
     launch(
-        winograd.forward, threads, address(x), address(bias), bias_step, address(residual), address(y), u, v, m,
-        n, height, width, c, *first, *size, o, block, threads,
+        direct.forward, threads, address(x), address(bias), 0 if bias is None or bias.ndim == 1 else o, address(residual),
+        address(y), packed, 0 if copies == 1 else w_step, slabs, windows,
+        n, height, width, c, kh, kw, *stride, *first, *size, o, *place, band, gathered, threads,
     )  # fmt: skip
 
 
-def _winograd_weight_grad(x: np.ndarray, g: np.ndarray, first: Pair, dw: np.ndarray) -> None:
-    (n, height, width, c), (_, ho, wo, o) = x.shape, g.shape
-    tiles = n * -(-ho // winograd.TILE) * -(-wo // winograd.TILE)
-    threads = _threads(tiles // ROWS, n * ho * wo * 9 * c * o)
-    block = _winograd_block(tiles, threads, c + o)
-    padded, points = -(-o // WIDTH) * WIDTH, winograd.POINTS**2
-    _keep, (sums, v, d) = scratch(
-        threads * points * padded * -(-c // winograd.COLUMNS) * winograd.COLUMNS,
-        threads * points * (block * -(-c // LANES) * LANES + LANES),
-        threads * points * (block * padded + LANES),
+def direct_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, stride: Pair, first: Pair, how: str) -> None:
+    """dw (KH, KW, C, O) from x (N, H, W, C) and g (N, Ho, Wo, O) by products over rows of pixels."""
+    (n, height, width, c), (_, ho, wo, o), (kh, kw) = x.shape, g.shape, dw.shape[:2]
+    gathered = how == "im2col"
+    taps, columns = kh * kw * c, direct.COLUMNS
+    segments, length = (1, taps) if gathered else (kh, kw * c)
+    band = _band(n, ho, stride[0] * ((wo - 1) * stride[1] + kw) * c)
+    threads = threads_for(n * -(-ho // band), n * ho * wo * taps * o)
+    _keep, (sums, slabs, windows, g_packs) = scratch(
+        threads * segments * _up(length, columns) * _up(o, WIDTH),
+        threads * (((band - 1) * stride[0] + kh) * ((wo - 1) * stride[1] + kw) * c + columns),
+        threads * (band * wo * taps + columns) * gathered,
+        threads * band * wo * _up(o, WIDTH) if o % WIDTH else 0,
     )
+    launch(
+        direct.weight_grad, threads, address(x), address(g), sums, slabs, windows, g_packs,
+        n, height, width, c, kh, kw, *stride, *first, ho, wo, o, band, gathered, threads,
+    )  # fmt: skip
+    direct.reduce_sums(sums, threads, segments, length, _up(length, columns), o, address(dw))
+
+
+def _winograd_plan(n: int, size: Pair, c: int, o: int) -> tuple[int, int, list[int]]:
+    """Threads, tiles at a time, and the sizes of both transforms' scratch."""
+    tiles = n * -(-size[0] // winograd.TILE) * -(-size[1] // winograd.TILE)
+    threads = threads_for(-(-tiles // ROWS), n * size[0] * size[1] * 9 * c * o)
+    share = -(-tiles // threads)
+    blocks = -(-share // max(ROWS, BLOCK // (c + o)))
+    block = _up(-(-share // blocks), ROWS)
+    return threads, block, [threads * winograd.POINTS**2 * (block * width + LANES) for width in (_up(c, LANES), _up(o, WIDTH))]
+
+
+def _winograd_forward(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y: np.ndarray, first: Pair) -> None:
+    (n, height, width, c), (_, *size, o) = x.shape, y.shape
+    threads, block, sizes = _winograd_plan(n, (size[0], size[1]), c, o)
+    _keep, (packed, u, v, m) = scratch(9 * c * _up(o, WIDTH), winograd.POINTS**2 * c * _up(o, WIDTH), *sizes)
+    steps = [step // 4 for step in w.strides]
+    launch(winograd.transform_weights, threads, address(w), *steps, c, o, packed, u, threads)
+    launch(
+        winograd.forward, threads, address(x), address(bias), 0 if bias is None or bias.ndim == 1 else o, address(residual),
+        address(y), u, v, m, n, height, width, c, *first, *size, o, block, threads,
+    )  # fmt: skip
+
+
+def _winograd_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, first: Pair) -> None:
+    (n, height, width, c), (_, ho, wo, o) = x.shape, g.shape
+    threads, block, sizes = _winograd_plan(n, (ho, wo), c, o)
+    _keep, (sums, v, d) = scratch(threads * winograd.POINTS**2 * _up(c, winograd.COLUMNS) * _up(o, WIDTH), *sizes)
     launch(
         winograd.weight_grad, threads, address(x), address(g), sums, v, d,
         n, height, width, c, *first, ho, wo, o, block, threads,
     )  # fmt: skip
     launch(winograd.transform_sums, threads, sums, address(dw), c, o, threads, threads)
-
-
-def _forward(
-    x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y: np.ndarray, size: Pair, stride: Pair, first: Pair, place: Any
-) -> None:
-    """w may have any strides; `first` is (top, left) padding, which may be negative; `place` is where y's pixels lie."""
-    n, height, width, c = x.shape
-    kh, kw, _, o = w.shape
-    gathered = kw * c < 16 and kh > 1
-    band = _band(n, size[0], stride[0] * ((size[1] - 1) * stride[1] + kw) * c)
-    threads = _threads(n * -(-size[0] // band), n * size[0] * size[1] * kh * kw * c * o)
-    slab = ((band - 1) * stride[0] + kh) * ((size[1] - 1) * stride[1] + kw) * c
-    _keep, work = scratch(
-        -(-o // WIDTH) * WIDTH * kh * kw * c, threads * slab, threads * band * size[1] * kh * kw * c if gathered else 0
-    )
-    bias_step = 0 if bias is None or bias.ndim == 1 else o
-    direct.pack(address(w), *(step // 4 for step in w.strides), kh, kw, c, o, work[0])
-    launch(
-        direct.forward, threads, address(x), address(bias), bias_step, address(residual), address(y), *work,
-        n, height, width, c, kh, kw, *stride, *first, *size, o, *place, band, gathered, threads,
-    )  # fmt: skip
 
 
 def conv2d(
@@ -116,35 +163,40 @@ def conv2d(
     padding: Padding = ((0, 0), (0, 0)),
     force: str | None = None,
 ) -> Any:
-    """x (N, H, W, C) with w (KH, KW, C, O), plus bias (O,) or (N, O) and residual (N, Ho, Wo, O)."""
-    if not _ready(x, w, bias, residual):
+    """x (N, H, W, C) with w (KH, KW, C, O), plus bias (O,) or (N, O) and residual (N, Ho, Wo, O): (N, Ho, Wo, O)."""
+    if not float32(x, w, bias, residual):
         return NotImplemented
-    x, bias, residual = (None if a is None else np.ascontiguousarray(a) for a in (x, bias, residual))
-    (n, height, width, _), (kh, kw, _, o) = x.shape, w.shape
+    x, bias, residual = np.ascontiguousarray(x), _contiguous(bias), _contiguous(residual)
+    (n, height, width, c), (kh, kw, _, o) = x.shape, w.shape
     (top, bottom), (left, right) = padding
     size = (height + top + bottom - kh) // stride[0] + 1, (width + left + right - kw) // stride[1] + 1
     y = np.empty((n, *size, o), np.float32)
-    if force == "winograd_f4":
-        _winograd_forward(x, w, bias, residual, y, size, (top, left))
-        return y
-    _forward(x, w, bias, residual, y, size, stride, (top, left), (0, size[0] * size[1] * o, size[1] * o, o))
+    how = force or algorithm((kh, kw), stride, c, o)
+    if how == "winograd_f4":
+        _winograd_forward(x, w, bias, residual, y, (top, left))
+    else:
+        place = 0, size[0] * size[1] * o, size[1] * o, o
+        direct_forward(x, w, bias, residual, y, size, stride, (top, left), place, how)
     return y
 
 
-def conv2d_input_grad(g: np.ndarray, w: np.ndarray, *, input_size: Pair, stride: Pair, padding: Padding, force: str | None = None) -> Any:
+def conv2d_input_grad(
+    g: np.ndarray, w: np.ndarray, *, input_size: Pair, stride: Pair, padding: Padding, force: str | None = None
+) -> Any:
     """g (N, Ho, Wo, O) with w (KH, KW, C, O) give (N, *input_size, C).
 
     The input's pixels fall into stride² classes, and each class is an ordinary stride-1 convolution of g with the taps
     that reach it: no multiplication with the zeros that a transposed convolution inserts.
     """
-    if not _ready(g, w):
+    if not float32(g, w):
         return NotImplemented
     g = np.ascontiguousarray(g)
-    (n, _, _, _), (kh, kw, c, _), (height, width) = g.shape, w.shape, input_size
+    (n, _, _, o), (kh, kw, c, _), (height, width) = g.shape, w.shape, input_size
     (top, _), (left, _) = padding
     dx = np.empty((n, height, width, c), np.float32)
-    if force == "winograd_f4":
-        _winograd_forward(g, w[::-1, ::-1].transpose(0, 1, 3, 2), None, None, dx, (height, width), (kh - 1 - top, kw - 1 - left))
+    how = force or algorithm((kh, kw), stride, o, c)
+    if how == "winograd_f4":
+        _winograd_forward(g, w[::-1, ::-1].transpose(0, 1, 3, 2), None, None, dx, (kh - 1 - top, kw - 1 - left))
         return dx
     if stride[0] > kh or stride[1] > kw:
         dx[...] = 0.0  # pixels that no window covers
@@ -154,39 +206,26 @@ def conv2d_input_grad(g: np.ndarray, w: np.ndarray, *, input_size: Pair, stride:
             if not taps_y or not taps_x:
                 continue
             # Pixel y0 + i·s takes tap t from row i + (y0 + top - t) / s: the last tap from the first row.
-            first_y, first_x = (taps_y[-1] - y0 - top) // stride[0], (taps_x[-1] - x0 - left) // stride[1]
+            first = (taps_y[-1] - y0 - top) // stride[0], (taps_x[-1] - x0 - left) // stride[1]
             flipped = w[taps_y[0] :: stride[0], taps_x[0] :: stride[1]][::-1, ::-1].transpose(0, 1, 3, 2)
             size = -(-(height - y0) // stride[0]), -(-(width - x0) // stride[1])
-            place = ((y0 * width + x0) * c, height * width * c, stride[0] * width * c, stride[1] * c)
-            _forward(g, flipped, None, None, dx, size, (1, 1), (first_y, first_x), place)
+            place = (y0 * width + x0) * c, height * width * c, stride[0] * width * c, stride[1] * c
+            direct_forward(g, flipped, None, None, dx, size, (1, 1), first, place, how)
     return dx
 
 
-def conv2d_weight_grad(x: np.ndarray, g: np.ndarray, *, kernel_size: Pair, stride: Pair, padding: Padding, force: str | None = None) -> Any:
-    """x (N, H, W, C) with g (N, Ho, Wo, O) give (*kernel_size, C, O)."""
-    if not _ready(x, g):
+def conv2d_weight_grad(
+    x: np.ndarray, g: np.ndarray, *, kernel_size: Pair, stride: Pair, padding: Padding, force: str | None = None
+) -> Any:
+    """x (N, H, W, C) with g (N, Ho, Wo, O) give (*kernel_size, C, O). The same bits every time for a given number of threads."""
+    if not float32(x, g):
         return NotImplemented
     x, g = np.ascontiguousarray(x), np.ascontiguousarray(g)
-    (n, height, width, c), (_, ho, wo, o), (kh, kw) = x.shape, g.shape, kernel_size
-    (top, _), (left, _) = padding
-    dw = np.empty((kh, kw, c, o), np.float32)
-    if force == "winograd_f4":
-        _winograd_weight_grad(x, g, (top, left), dw)
-        return dw
-    gathered = kw * c < 16 and kh > 1
-    band = _band(n, ho, stride[0] * ((wo - 1) * stride[1] + kw) * c)
-    threads = _threads(n * -(-ho // band), n * ho * wo * kh * kw * c * o)
-    padded, taps = -(-o // WIDTH) * WIDTH, kh * kw * c
-    _keep, work = scratch(
-        threads * (taps + kh * direct.COLUMNS) * padded,
-        threads * (((band - 1) * stride[0] + kh) * ((wo - 1) * stride[1] + kw) * c + direct.COLUMNS),
-        threads * (band * wo * taps + direct.COLUMNS) if gathered else 0,
-        threads * band * wo * padded if o % WIDTH else 0,
-    )
-    launch(
-        direct.weight_grad, threads, address(x), address(g), *work,
-        n, height, width, c, kh, kw, *stride, top, left, ho, wo, o, band, gathered, threads,
-    )  # fmt: skip
-    segments, length = (1, taps) if gathered else (kh, kw * c)
-    direct.reduce_sums(work[0], threads, segments, length, -(-length // direct.COLUMNS) * direct.COLUMNS, o, address(dw))
+    first = padding[0][0], padding[1][0]
+    dw = np.empty((*kernel_size, x.shape[3], g.shape[3]), np.float32)
+    how = force or algorithm(kernel_size, stride, x.shape[3], g.shape[3])
+    if how == "winograd_f4":
+        _winograd_weight_grad(x, g, dw, first)
+    else:
+        direct_weight_grad(x, g, dw, stride, first, how)
     return dw

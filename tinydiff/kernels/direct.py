@@ -12,7 +12,7 @@ from __future__ import annotations
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import body, unpack
 from tinydiff.kernels.memory import copy, read, write, zero
-from tinydiff.kernels.microkernel import ROWS, WIDTH, gemm_tile
+from tinydiff.kernels.microkernel import LANES, ROWS, WIDTH, gemm_tile
 
 _tile_full = gemm_tile(ROWS, 2, transposed=False)
 _tile_8 = gemm_tile(8, 2, transposed=False)
@@ -24,25 +24,32 @@ _tile_columns = gemm_tile(8, 2, transposed=True)
 COLUMNS = 8  # rows of the weight gradient's tile
 
 
-@njit(["void(" + ", ".join(["int64"] * 10) + ")"])
-def pack(w, s_kh, s_kw, s_c, s_o, kh, kw, c, o, packed):  # type: ignore[no-untyped-def]
-    """Weights with any strides into panels (ceil(O / WIDTH), KH·KW·C, WIDTH), zero-padded."""
+@njit
+def pack_tap(w, s_c, s_o, c, columns, panel):  # type: ignore[no-untyped-def]
+    """One tap's (C, columns) weights, of any strides, as rows of WIDTH, zero-padded."""
+    if s_o == 1:
+        for i in range(c):
+            copy(panel + 4 * i * WIDTH, w + 4 * i * s_c, columns)
+    else:
+        for first in range(0, c, LANES):  # transposed by blocks that both sides keep in cache
+            for k in range(columns):
+                for i in range(first, min(c, first + LANES)):
+                    write(panel, i * WIDTH + k, read(w, i * s_c + k * s_o))
+    if columns < WIDTH:
+        for i in range(c):
+            zero(panel + 4 * (i * WIDTH + columns), WIDTH - columns)
+
+
+@body
+def pack(args, thread):  # type: ignore[no-untyped-def]
+    """Weights with any strides into panels (copies, ceil(O / WIDTH), KH, KW, C, WIDTH), zero-padded."""
+    w, s_copy, s_kh, s_kw, s_c, s_o, copies, kh, kw, c, o, packed, threads = unpack(args, 13)
     panels = (o + WIDTH - 1) // WIDTH
-    for j in range(panels):
-        target = packed + 4 * j * kh * kw * c * WIDTH
-        columns = min(WIDTH, o - j * WIDTH)
-        for y in range(kh):
-            for x in range(kw):
-                for i in range(c):
-                    source = w + 4 * (y * s_kh + x * s_kw + i * s_c + j * WIDTH * s_o)
-                    if s_o == 1:
-                        copy(target, source, columns)
-                    else:
-                        for n in range(columns):
-                            write(target, n, read(source, n * s_o))
-                    if columns < WIDTH:
-                        zero(target + 4 * columns, WIDTH - columns)
-                    target += 4 * WIDTH
+    items = copies * panels * kh * kw
+    for item in range(thread * items // threads, (thread + 1) * items // threads):
+        n, j, y, x = item // (panels * kh * kw), item // (kh * kw) % panels, item // kw % kh, item % kw
+        source = w + 4 * (n * s_copy + y * s_kh + x * s_kw + j * WIDTH * s_o)
+        pack_tap(source, s_c, s_o, c, min(WIDTH, o - j * WIDTH), packed + 4 * item * c * WIDTH)
 
 
 @njit
@@ -76,18 +83,22 @@ def _windows(slab, columns, c, kh, kw, sh, sw, out_rows, out_columns, windows): 
 
 @body
 def forward(args, thread):  # type: ignore[no-untyped-def]
-    """y = conv(x, w) + bias + residual by bands of `band` rows, from packed weights. `gathered`: the slab holds whole windows."""
+    """y = conv(x, w) + bias + residual by bands of `band` rows, from packed weights, `w_step` floats apart for each image.
+
+    `gathered`: the slab holds whole windows.
+    """
     (
-        x, bias, bias_step, residual, y, packed, slabs, windows_of,
+        x, bias, bias_step, residual, y, packed, w_step, slabs, windows_of,
         n, height, width, c, kh, kw, sh, sw, top, left, ho, wo, o,
         y_base, y_image, y_row, y_pixel,  # where in y (and residual) a pixel lies
         band, gathered, threads,
-    ) = unpack(args, 28)  # fmt: skip
+    ) = unpack(args, 29)  # fmt: skip
     taps = kh * kw * c
     panels = (o + WIDTH - 1) // WIDTH
     bands = (ho + band - 1) // band
     columns = (wo - 1) * sw + kw
     plain = top == 0 and left == 0 and (ho - 1) * sh + kh <= height and columns <= width and not gathered
+    flat = plain and taps == c and sh == 1 and sw == 1 and width == wo and y_row == wo * y_pixel  # rows follow one another
     items = n * bands
     slab = slabs + 4 * thread * ((band - 1) * sh + kh) * columns * c
     windows = windows_of + 4 * thread * band * wo * taps
@@ -105,15 +116,16 @@ def forward(args, thread):  # type: ignore[no-untyped-def]
             _windows(slab, columns, c, kh, kw, sh, sw, rows, wo, windows)
             a, lda, a_row, step, segments, length = windows, taps, wo * taps, 0, 1, taps
         for j in range(panels):
-            b = packed + 4 * j * taps * WIDTH
+            b = packed + 4 * (image * w_step + j * taps * WIDTH)
             add = bias + 4 * (image * bias_step + j * WIDTH) if bias != 0 else 0
             wanted = min(WIDTH, o - j * WIDTH)
-            for row in range(rows):
+            for row in range(1 if flat else rows):
                 at = 4 * (y_base + image * y_image + (first + row) * y_row + j * WIDTH)
                 a_now = a + 4 * row * a_row
                 done = 0
-                while done < wo:
-                    left_over = wo - done
+                run = rows * wo if flat else wo
+                while done < run:
+                    left_over = run - done
                     start = residual + at if residual != 0 else 0
                     args = (a_now, lda, step, b, WIDTH, segments, length, add, start, y_pixel, y + at, y_pixel, wanted)
                     if left_over >= ROWS and left_over != 16:
@@ -156,6 +168,7 @@ def weight_grad(args, thread):  # type: ignore[no-untyped-def]
     columns = (wo - 1) * sw + kw
     items = n * bands
     aligned = o % WIDTH == 0
+    flat = taps == c and c % COLUMNS == 0 and sh == 1 and sw == 1 and top == 0 and left == 0 and width == wo
     slab = slabs + 4 * thread * (((band - 1) * sh + kh) * columns * c + COLUMNS)
     windows = windows_of + 4 * thread * (band * wo * taps + COLUMNS)
     g_packed = g_packs + 4 * thread * band * wo * panels * WIDTH
@@ -168,8 +181,11 @@ def weight_grad(args, thread):  # type: ignore[no-untyped-def]
         image, first = item // bands, item % bands * band
         rows = min(band, ho - first)
         source = x + 4 * image * height * width * c
-        fill_slab(source, height, width, c, first * sh - top, -left, (rows - 1) * sh + kh, columns, slab)
         a, lda, a_step, a_row, segments, length = slab, sw * c, sh * columns * c, columns * c, rows, wo
+        if flat:
+            a, segments, length = source + 4 * first * width * c, 1, rows * wo
+        else:
+            fill_slab(source, height, width, c, first * sh - top, -left, (rows - 1) * sh + kh, columns, slab)
         if gathered:
             _windows(slab, columns, c, kh, kw, sh, sw, rows, wo, windows)
             a, lda, a_step, a_row, segments, length = windows, taps, 0, 0, 1, rows * wo

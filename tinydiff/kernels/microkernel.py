@@ -82,6 +82,15 @@ class Emitter:
         shifted = self.builder.lshr(bits, ir.Constant(I64, vector * LANES)) if vector else bits
         return self.builder.bitcast(self.builder.trunc(shifted, ir.IntType(LANES)), MASK)
 
+    def optional(self, address: Any, bits: Any, instead: Any) -> tuple[Any, Any]:
+        """Pointer and mask bits for an array that may be missing (address 0).
+
+        A load with an empty mask is free only from memory that exists (else the processor takes a slow path), hence `instead`.
+        """
+        none = ir.Constant(I64, 0)
+        given = self.builder.icmp_signed("!=", address, none)
+        return self.builder.select(given, self.pointer(address), instead), self.builder.select(given, bits, none)
+
     def masked_load(self, pointer: Any, mask: Any) -> Any:
         """Lanes outside the mask are 0 and their memory isn't touched."""
         where = self.builder.bitcast(pointer, VECTOR.as_pointer())
@@ -119,11 +128,12 @@ def gemm_tile(rows: int, vectors: int, *, transposed: bool) -> Any:
             masks = [emit.mask(wanted, j) for j in range(vectors)]
             start = []
             a, b = emit.pointer(a), emit.pointer(b)
-            has_bias = builder.select(builder.icmp_signed("!=", bias, zero), wanted, zero)
-            biases = [emit.masked_load(emit.at(emit.pointer(bias), j * LANES), emit.mask(has_bias, j)) for j in range(vectors)]
-            has_initial = builder.select(builder.icmp_signed("!=", initial, zero), wanted, zero)
+            bias, has_bias = emit.optional(bias, wanted, b)
+            biases = [emit.masked_load(emit.at(bias, j * LANES), emit.mask(has_bias, j)) for j in range(vectors)]
+            ld_initial = builder.select(builder.icmp_signed("!=", initial, zero), ld_initial, zero)
+            initial, has_initial = emit.optional(initial, wanted, b)
             for m in range(rows):
-                row = emit.at(emit.pointer(initial), emit.times(m, ld_initial))
+                row = emit.at(initial, emit.times(m, ld_initial))
                 for j in range(vectors):
                     value = emit.masked_load(emit.at(row, j * LANES), emit.mask(has_initial, j))
                     start.append(emit.add(value, biases[j]))

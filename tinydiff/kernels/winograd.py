@@ -2,8 +2,8 @@
 
 The transforms B, G and A turn a tile's convolution into 36 products point by point (16 for 2×2 outputs), so over all tiles,
 channels and filters it is 36 matrix products (Lavin & Gray 2016; the matrices are Cook-Toom's). A thread transforms a block of
-tiles into V (points, tiles, C), multiplies with the transformed weights U into M (points, tiles, O), and transforms M into pixels with
-bias and residual added, V and M staying in its L2 cache. The weight gradient is the same with 3×3 outputs and the gradient's 4×4
+tiles into V (points, tiles, C), multiplies with the transformed weights U into M (points, tiles, O), and transforms M into pixels,
+bias and residual added; V and M staying in its L2 cache. The weight gradient is the same with 3×3 outputs and the gradient's 4×4
 tiles as filters, V and that transform multiplied over the tiles. Bound by FMA for many channels, by the transforms for few.
 
 Error against float64, relative to the outputs' standard deviation, 64 to 320 channels: see `conv.ERRORS`.
@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from tinydiff.kernels.direct import pack
+from tinydiff.kernels.direct import pack_tap
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import body, unpack
 from tinydiff.kernels.memory import read, write, zero
@@ -73,7 +73,11 @@ def _weighted(emit: Emitter, terms: list[tuple[Fraction, Any]]) -> Any:
 
 def _opposite(first: list[Fraction], second: list[Fraction]) -> bool:
     """Whether the lists agree in some places and are each other's negative in all others."""
-    return first != second and all(abs(a) == abs(b) for a, b in zip(first, second)) and any(a == b != 0 for a, b in zip(first, second))
+    return (
+        first != second
+        and all(abs(a) == abs(b) for a, b in zip(first, second))
+        and any(a == b != 0 for a, b in zip(first, second))
+    )
 
 
 def _apply(emit: Emitter, matrix: Matrix, values: list[Any]) -> list[Any]:
@@ -116,7 +120,9 @@ def transform(matrix: Matrix, *, edges: bool = False, final: bool = False) -> An
     count, size = len(matrix), len(matrix[0])
 
     @intrinsic
-    def run(typingctx, source, s_row, s_col, s_rows, s_cols, s_lanes, target, t_row, t_col, t_rows, t_cols, t_lanes, bias, residual):  # type: ignore[no-untyped-def]
+    def run(
+        typingctx, source, s_row, s_col, s_rows, s_cols, s_lanes, target, t_row, t_col, t_rows, t_cols, t_lanes, bias, residual
+    ):  # type: ignore[no-untyped-def]
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
             source, s_row, s_col, s_rows, s_cols, s_lanes, target, t_row, t_col, t_rows, t_cols, t_lanes, bias, residual = args
             emit = Emitter(builder)
@@ -140,15 +146,16 @@ def transform(matrix: Matrix, *, edges: bool = False, final: bool = False) -> An
                 halfway.append(_apply(emit, matrix, column))
             wanted = masks(t_rows, t_cols, t_lanes, count) if final else []
             if final:
-                has_bias = builder.select(builder.icmp_signed("!=", bias, none), t_lanes, none)
-                add = emit.masked_load(emit.pointer(bias), emit.mask(has_bias))
-                has_residual = builder.icmp_signed("!=", residual, none)
+                bias, has_bias = emit.optional(bias, t_lanes, source)
+                add = emit.masked_load(bias, emit.mask(has_bias))
+                given = builder.icmp_signed("!=", residual, none)
+                residual, has_residual = emit.optional(residual, t_lanes, source)
             for i in range(count):
                 for j, value in enumerate(_apply(emit, matrix, [column[i] for column in halfway])):
                     offset = builder.add(emit.times(i, t_row), emit.times(j, t_col))
                     if final:
-                        lanes = builder.select(has_residual, wanted[i][j], none)
-                        more = emit.masked_load(emit.at(emit.pointer(residual), offset), emit.mask(lanes))
+                        lanes, where = builder.and_(has_residual, wanted[i][j]), builder.select(given, offset, none)
+                        more = emit.masked_load(emit.at(residual, where), emit.mask(lanes))
                         value = emit.add(emit.add(value, add), more)
                         emit.masked_store(value, emit.at(emit.pointer(target), offset), emit.mask(wanted[i][j]))
                     else:
@@ -193,7 +200,9 @@ def transform_weights(args, thread):  # type: ignore[no-untyped-def]
     plane = panels * c * WIDTH
     for j in range(thread * panels // threads, (thread + 1) * panels // threads):
         panel = packed + 4 * j * 9 * c * WIDTH
-        pack(w + 4 * j * WIDTH * s_o, s_kh, s_kw, s_c, s_o, 3, 3, c, min(WIDTH, o - j * WIDTH), panel)
+        for tap in range(9):
+            source = w + 4 * (tap // 3 * s_kh + tap % 3 * s_kw + j * WIDTH * s_o)
+            pack_tap(source, s_c, s_o, c, min(WIDTH, o - j * WIDTH), panel + 4 * tap * c * WIDTH)
         for i in range(c):
             for v in range(0, WIDTH, LANES):
                 source, target = panel + 4 * (i * WIDTH + v), u + 4 * ((j * c + i) * WIDTH + v)
