@@ -1,0 +1,107 @@
+"""What kernels over flat float32 memory share: which arrays they accept, how they start, and how their loops read and write.
+
+A kernel is a body (args, thread) for `launch`, compiled when it is first launched. Its loops go through `load` and `store`,
+which tell the compiler that memory read by `load` is never written in the same loop: with more than three or four arrays it
+would otherwise give up on proving that, and not vectorise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from tinydiff.kernels import launch as _launch
+from tinydiff.kernels.jit import njit
+
+_F32 = ir.FloatType()
+
+
+def plain(*arrays: Any) -> bool:
+    """Whether all are float32 arrays, C-contiguous and not empty."""
+    for a in arrays:
+        if type(a) is not np.ndarray or a.dtype != np.float32 or not a.flags.c_contiguous or not a.size:
+            return False
+    return True
+
+
+def bits(value: float) -> int:
+    """A float32 as the integer of its bits, to pass it to a body (which reads it by `mathfun.from_bits`)."""
+    return int(np.float32(value).view(np.int32))
+
+
+def threads_for(work: int, least: int = 1 << 16) -> int:
+    """How many threads to use for a loop over `work` elements: one below `least`, where waking others (5 to 10 µs) costs more."""
+    return 1 if work < least else min(numba.get_num_threads(), work)
+
+
+class Kernel:
+    """A body that is compiled, or read from the disk cache, at its first launch."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function, self.compiled = function, None
+        self.__doc__ = function.__doc__
+
+    def __call__(self, threads: int, *args: int) -> None:
+        """Launch it on `threads` threads with the integers `args`."""
+        if self.compiled is None:
+            self.compiled = _launch.body(self.function)
+        _launch.launch(self.compiled, threads, *args)
+
+
+@njit(forceinline=True)
+def share(count, thread, threads):  # type: ignore[no-untyped-def]
+    """(start, stop): the thread's part of `count` things, in steps of 16 where there are many."""
+    step = 16 if count >= 64 * threads else 1
+    blocks = (count + step - 1) // step
+    return min(count, blocks * thread // threads * step), min(count, blocks * (thread + 1) // threads * step)
+
+
+def _tag(builder: Any, instruction: Any, kind: str) -> None:
+    domain = builder.module.add_metadata(["tinydiff"])
+    scope = builder.module.add_metadata(["tinydiff read", domain])
+    instruction.set_metadata(kind, builder.module.add_metadata([scope]))
+
+
+@intrinsic
+def load(context: Any, base: Any, offset: Any) -> Any:
+    """The float at `offset` from the address `base`, in memory that nothing in the loop writes."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = builder.load(builder.gep(builder.inttoptr(args[0], _F32.as_pointer()), [args[1]]))
+        _tag(builder, value, "alias.scope")
+        return value
+
+    return types.float32(types.int64, types.int64), generate
+
+
+@intrinsic
+def store(context: Any, base: Any, offset: Any, value: Any) -> Any:
+    """Set the float at `offset`, in memory that `load` doesn't read in the same loop."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        instruction = builder.store(args[2], builder.gep(builder.inttoptr(args[0], _F32.as_pointer()), [args[1]]))
+        _tag(builder, instruction, "noalias")
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.float32), generate
+
+
+@intrinsic
+def add_to(context: Any, base: Any, offset: Any, value: Any) -> Any:
+    """Add to the float at `offset`, in memory that `load` doesn't read in the same loop."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.gep(builder.inttoptr(args[0], _F32.as_pointer()), [args[1]])
+        before = builder.load(place)
+        after = builder.store(builder.fadd(before, args[2]), place)
+        _tag(builder, before, "noalias")
+        _tag(builder, after, "noalias")
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.float32), generate
