@@ -24,10 +24,7 @@ _F32 = ir.FloatType()
 
 def plain(*arrays: Any) -> bool:
     """Whether all are float32 arrays, C-contiguous and not empty."""
-    for a in arrays:
-        if type(a) is not np.ndarray or a.dtype != np.float32 or not a.flags.c_contiguous or not a.size:
-            return False
-    return True
+    return all(type(a) is np.ndarray and a.dtype == np.float32 and a.flags.c_contiguous and a.size for a in arrays)
 
 
 def bits(value: float) -> int:
