@@ -386,12 +386,15 @@ def test_a_hook_must_keep_the_shape():
         td.tensor(1.0).register_hook(print)
 
 
-def test_retain_grad():
+def test_retain_grad(no_collector):
     x = leaf(2)
     y = (x * 2.0).retain_grad()
     (y * 5.0).sum().backward()
     assert y.grad.tolist() == [5, 5]
     assert x.grad.tolist() == [10, 10]
+    watched = weakref.ref(y)
+    del y
+    assert watched() is None
 
 
 # Higher derivatives and products.

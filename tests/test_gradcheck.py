@@ -88,6 +88,16 @@ def test_a_gradient_that_ignores_its_cotangent_is_found(made):
         td.gradcheck(double, values(3))
 
 
+def test_cotangents_are_drawn_not_all_ones(made):
+    @made
+    def softmax(xp, x: Array):
+        return xp.exp(x) / xp.exp(x).sum()
+
+    softmax.vjp(lambda g, x: x * 0.0)  # right for a cotangent of ones
+    with pytest.raises(GradcheckError):
+        td.gradcheck(softmax, values(30))
+
+
 def test_a_gradient_of_another_shape_or_dtype_is_found(made):
     @made
     def first(xp, x: Array):
