@@ -14,7 +14,8 @@ import numpy as np
 
 ORACLES: dict[str, Callable[..., Any]] = {}
 LARGE: dict[str, list[tuple]] = {}
-"""By op with kernels: arguments (arrays float32) that its kernels must accept; the last of each tuple is a dict of parameters."""
+ODD: dict[str, list[tuple]] = {}
+"""By op with kernels: arguments (arrays float32), the last of each tuple being a dict of parameters. See below."""
 
 
 def oracle(*names: str) -> Callable:
@@ -619,14 +620,22 @@ def _(logits: Any, target: Any) -> Any:
     return np.array(math.fsum(terms) / len(terms))
 
 
-# Calls that the kernels must take: beyond their thresholds, and with sides that no tile divides.
+# Calls at sizes where kernels run: `LARGE` they must take, `ODD` they may decline, and sides are such that no tile divides.
 
 
-def large(name: str, *args: Any, **params: Any) -> None:
+def _calls(table: dict[str, list[tuple]], name: str, *args: Any, **params: Any) -> None:
     """Tuples of integers stand for normal float32 arrays of that shape."""
     rng = np.random.default_rng(7)
     drawn = [rng.standard_normal(a, np.float32) if isinstance(a, tuple) else a for a in args]
-    LARGE.setdefault(name, []).append((*drawn, params))
+    table.setdefault(name, []).append((*drawn, params))
+
+
+def large(name: str, *args: Any, **params: Any) -> None:
+    _calls(LARGE, name, *args, **params)
+
+
+def odd(name: str, *args: Any, **params: Any) -> None:
+    _calls(ODD, name, *args, **params)
 
 
 for _name in ("tanh", "sigmoid", "silu", "gelu", "quick_gelu"):
@@ -659,3 +668,49 @@ for _shape, _weight, _stride, _padding in (
     large("conv2d_input_grad", _size, _weight, input_size=_shape[1:3], stride=_stride, padding=_padding)
     large("conv2d_weight_grad", _shape, _size, kernel_size=_weight[:2], stride=_stride, padding=_padding)
 large("conv2d", (2, 16, 16, 32), (3, 3, 32, 48), (2, 48), padding=1, residual=None)
+
+odd("add", (600, 500), (500,))
+odd("add", (600, 500), (600, 1))
+odd("add", (600, 500), 1.5)
+odd("add", (2, 300, 500), (1, 300, 500))
+odd("sum", (1031, 33))
+odd("sum", (1031, 33), axis=1)
+odd("sum", (31, 33, 40), axis=(0, 1), keepdims=True)
+odd("sum", (31, 33, 40), axis=(0, 2))
+odd("softmax", (200, 129), axis=0)
+odd("softmax", (2, 3, 20_001), axis=-1)
+odd("softmax", (20_001, 1), axis=-1)
+odd("group_norm", (3, 9, 11, 64), 8)
+odd("group_norm", (3, 9, 11, 64), 1, (64,), None, activation="relu")
+odd("group_norm", (300, 64), 4, None, (64,))
+odd("group_norm", (3, 5, 9, 11, 20), 4, (20,), (20,))
+odd("layer_norm", (130, 96))
+odd("layer_norm", (3, 50, 96), None, (96,))
+odd("layer_norm", (5_000, 3), (3,), (3,))
+for _shape in ((2, 1, 70, 90), (1, 1, 70, 90), (70, 90), (2, 3, 70, 90), (90,), (2, 1, 1, 90)):
+    _mask = np.random.default_rng(3).random(_shape) < 0.7
+    if _mask.ndim > 1:
+        _mask[..., 0, :] = False  # a row with nothing to attend
+    odd("scaled_dot_product_attention", (2, 3, 70, 32), (2, 3, 90, 32), (2, 3, 90, 32), _mask)
+odd("scaled_dot_product_attention", (2, 3, 70, 32), (2, 3, 90, 32), (2, 3, 90, 32), is_causal=True)
+odd("scaled_dot_product_attention", (2, 3, 90, 32), (2, 3, 70, 32), (2, 3, 70, 16), is_causal=True)
+odd("scaled_dot_product_attention", (1, 2, 80, 24), (1, 2, 80, 24), (1, 2, 80, 24), np.eye(80, dtype=bool), is_causal=True)
+odd("scaled_dot_product_attention", (1, 2, 80, 24), (1, 2, 80, 24), (1, 2, 80, 24), scale=20.0)
+odd("scaled_dot_product_attention", (1, 1, 700, 160), (1, 1, 77, 160), (1, 1, 77, 160))
+odd("scaled_dot_product_attention", (1, 2, 1, 64), (1, 2, 3000, 64), (1, 2, 3000, 64))
+odd("scaled_dot_product_attention", (1, 1, 80, 24), (2, 1, 80, 24), (2, 1, 80, 24))
+odd("matmul", (8, 50, 70), (70, 60))
+odd("matmul", (1, 50, 70), (8, 70, 60))
+odd("matmul", (2, 1, 50, 70), (3, 70, 60))
+odd("matmul", (1, 3000), (3000, 300))
+odd("matmul", (3000, 300), (300, 1))
+odd("matmul", (3000, 1), (1, 300))
+odd("matmul", (300, 3000), (3000,))
+odd("conv2d", (1, 40, 40, 8), (7, 7, 8, 8), None, stride=3, padding=3)
+odd("conv2d", (1, 40, 40, 8), (2, 5, 8, 8), (8,), stride=(1, 2), padding=((0, 1), (2, 2)))
+odd("conv2d", (1, 1, 300, 16), (1, 3, 16, 16), None, padding=(0, 1))
+odd("conv2d", (4, 3, 3, 64), (3, 3, 64, 64), (64,), padding=0, activation="silu")
+odd("conv2d", (2, 16, 16, 1), (3, 3, 1, 1), None, padding=2)
+odd("conv2d", (2, 9, 9, 33), (3, 3, 33, 17), (2, 17), 1, 1, (2, 9, 9, 17), "silu")
+odd("upsample_nearest2d", (1, 1, 1, 9000))
+odd("silu", (9001,))
