@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -70,9 +71,7 @@ for _name in SUITES[1:]:
 @main.command("conv")
 @common
 @click.option("--shape", "shapes", multiple=True, metavar="N,H,W,C,O,K,S,P", help="a shape of your own instead (repeatable)")
-@click.option(
-    "--kernel", "files", multiple=True, type=click.Path(exists=True, dir_okay=False), help="a file with kernels of yours"
-)
+@click.option("--kernel", "files", multiple=True, type=click.Path(exists=True, dir_okay=False), help="a file of your kernels")
 def conv_command(shapes: tuple[str, ...], files: tuple[str, ...], json_file: str | None, **settings: Any) -> None:
     """Convolution in all three directions, and a row per algorithm."""
     from benchmarks import conv
@@ -90,7 +89,7 @@ def conv_command(shapes: tuple[str, ...], files: tuple[str, ...], json_file: str
 @click.option("--out", type=click.Path(file_okay=False), default="runs/benchmarks", show_default=True, help="folder for figures")
 def all_command(out: str, json_file: str | None, **settings: Any) -> None:
     """Every suite, and the figures."""
-    from benchmarks import figures
+    from benchmarks import figures, train
 
     bench = start(**settings)
     for name in SUITES:
@@ -98,6 +97,7 @@ def all_command(out: str, json_file: str | None, **settings: Any) -> None:
         if json_file:  # a long run that is stopped leaves what it had
             harness.save(json_file, bench.rows)
     figures.draw(bench.rows, Path(out))
+    figures.step_profile(train.profile("small", 64), Path(out) / "step.png")
     finish(bench, json_file)
 
 
@@ -107,6 +107,38 @@ def all_command(out: str, json_file: str | None, **settings: Any) -> None:
 def compare_command(before: str, after: str) -> None:
     """Two JSON files of rows, side by side."""
     (Console() if sys.stdout.isatty() else Console(width=160)).print(harness.compare(harness.read(before), harness.read(after)))
+
+
+@main.command("profile")
+@click.option("--preset", type=click.Choice(["small", "base"]), default="small", show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--out", type=click.Path(dir_okay=False), help="also draw it, as PNG")
+@click.option("--threads", type=click.IntRange(1), help="threads (default: all)")
+def profile_command(preset: str, batch: int, out: str | None, threads: int | None) -> None:
+    """Where a training step's time goes."""
+    from benchmarks import figures, train
+
+    start(None, threads, 1, True)
+    found = train.profile(preset, batch)
+    (Console() if sys.stdout.isatty() else Console(width=120)).print(found.table())
+    if out:
+        figures.step_profile(found, Path(out), f"a training step: {preset}, batch {batch}")
+
+
+@main.command("quality")
+@click.option("--engine", type=click.Choice(["tinydiff", "torch"]), required=True)
+@click.option("--data", required=True, help="as `tinydiff train` takes it, such as digits or mnist:DIR")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="run folder")
+@click.option("--preset", default="small", show_default=True)
+@click.option("--n", type=click.IntRange(2), default=2000, show_default=True, help="pictures to judge")
+@click.option("--threads", type=click.IntRange(1), help="threads (default: all)")
+def quality_command(threads: int | None, engine: str, **settings: Any) -> None:
+    """The same minutes of the same recipe on either engine, judged alike."""
+    from benchmarks.quality import quality
+
+    start("torch" if engine == "torch" else None, threads, 1, True)
+    print(json.dumps(quality(engine, **settings)))
 
 
 def cli() -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import runpy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from benchmarks.harness import Bench, Case, Row, Side, difference
 
 Forward = Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]
 USERS: dict[str, Forward] = {}
+FORCED = ("direct", "winograd_f4")  # what `force=` of our kernel takes
 DIRECTIONS = ("forward", "input gradient", "weight gradient")
 
 
@@ -174,15 +176,13 @@ def torch_sides(torch: Any, shape: Shape) -> dict[str, dict[str, Side]]:
             pair = ([shape.s] * 2, [shape.p] * 2, [1, 1])
             return torch.ops.aten.convolution_backward(gy, x, w, None, *pair, False, [0, 0], 1, mask)
 
-        def forward(x: Any = x, w: Any = w) -> Any:
-            return torch.nn.functional.conv2d(x, w, None, shape.s, shape.p)
-
+        forward = partial(torch.nn.functional.conv2d, x, w, None, shape.s, shape.p)
         sides["forward"][name] = Side(forward, lambda y: [y.permute(0, 2, 3, 1).numpy()])
         sides["input gradient"][name] = Side(
-            lambda backward=backward: backward([True, False, False]), lambda y: [y[0].permute(0, 2, 3, 1).numpy()]
+            partial(backward, [True, False, False]), lambda y: [y[0].permute(0, 2, 3, 1).numpy()]
         )
         sides["weight gradient"][name] = Side(
-            lambda backward=backward: backward([False, True, False]), lambda y: [y[1].permute(2, 3, 1, 0).numpy()]
+            partial(backward, [False, True, False]), lambda y: [y[1].permute(2, 3, 1, 0).numpy()]
         )
     return sides
 
@@ -236,8 +236,22 @@ def all_algorithms() -> dict[str, Forward]:
 
 
 def kernel_algorithms() -> dict[str, Forward]:
-    """The algorithms that our kernels offer, each forced."""
-    return {}
+    """The algorithms that our kernels offer, each forced. What one can't serve raises NotImplementedError."""
+    from tinydiff import kernels
+    from tinydiff.ops.conv import padding_pairs
+
+    def forced(name: str) -> Forward:
+        def forward(x: np.ndarray, w: np.ndarray, stride: int, padding: int) -> np.ndarray:
+            if name.startswith("winograd") and (w.shape[:2], stride) != ((3, 3), 1):
+                raise NotImplementedError
+            y = kernels.conv.conv2d(x, w, stride=(stride, stride), padding=padding_pairs(padding), force=name)
+            if y is NotImplemented:
+                raise NotImplementedError
+            return y
+
+        return forward
+
+    return {name: forced(name) for name in FORCED}
 
 
 def algorithms(bench: Bench, shapes: Sequence[Shape]) -> None:
@@ -246,18 +260,14 @@ def algorithms(bench: Bench, shapes: Sequence[Shape]) -> None:
         x, w, _ = arrays(shape)
         theirs = torch_sides(bench.torch, shape)["forward"] if bench.torch else {}
         for name, forward in all_algorithms().items():
-
-            def compute(forward: Forward = forward) -> Any:
-                return forward(x, w, shape.s, shape.p)
-
+            compute = partial(forward, x, w, shape.s, shape.p)
             try:
                 result = compute()
             except NotImplementedError:
                 continue
-            case = Case(
-                "conv", f"{shape}: {name}", Side(compute, lambda y: [y]), theirs, flops=shape.flops, extra={"algorithm": name}
-            )
-            if not theirs and (wrong := difference([result], [im2col(x, w, shape.s, shape.p)], case.tolerance)):
-                bench.add({"suite": "conv", "case": case.name, "wrong": wrong})
-                continue
-            bench.run(case)
+            case = Case("conv", f"{shape}: {name}", Side(compute), theirs, flops=shape.flops, extra={"algorithm": name})
+            wrong = None if theirs else difference([result], [im2col(x, w, shape.s, shape.p)], case.tolerance)
+            if wrong:
+                bench.add({"suite": "conv", "case": case.name, "wrong": wrong, **case.extra})
+            else:
+                bench.run(case)

@@ -26,6 +26,7 @@ from rich.table import Table
 Row = dict[str, Any]
 Arrays = Sequence[np.ndarray]
 REST = 0.005  # seconds between measurements
+UNSTEADY = 1.5  # a median over its minimum that is worth a remark
 SHORT = 0.01  # a measurement repeats its function until it takes this many seconds
 
 
@@ -87,7 +88,7 @@ class Bench:
         if settings.against == "torch":
             self.torch = import_torch()
             self.torch.set_num_threads(self.threads)
-        for warning in blas_warnings():
+        for warning in blas_warnings() + load_warnings():
             self.console.print(f"warning: {warning}")
         # OpenMP's default is to leave BLAS its own number of threads; both sides get the same.
         with threadpoolctl.threadpool_limits(self.threads, user_api="blas"):
@@ -102,11 +103,15 @@ class Bench:
         if row["wrong"] is None:
             contenders = {"ours": case.ours, **case.theirs}
             times = measure({name: side.run for name, side in contenders.items()}, self.settings)
-            row["ours_ms"] = 1000 * times.pop("ours")
-            if times:
-                row["variant"] = min(times, key=lambda name: times[name])
-                row["theirs_ms"] = 1000 * times[row["variant"]]
+            medians = {name: statistics.median(values) for name, values in times.items()}
+            row["ours_ms"] = 1000 * medians.pop("ours")
+            if medians:
+                row["variant"] = min(medians, key=lambda name: medians[name])
+                row["theirs_ms"] = 1000 * medians[row["variant"]]
                 row["ratio"] = row["theirs_ms"] / row["ours_ms"]
+            # Far from the best of its own measurements, a median says more about the machine's other work than about the code.
+            unsteady = {name: statistics.median(v) / min(v) for name, v in times.items() if name in ("ours", row["variant"])}
+            row["unsteady"] = max(unsteady.values())
             self._rates(row, case)
         if case.target is not None and (row["wrong"] or row["ratio"] is not None):
             row["met"] = row["wrong"] is None and row["ratio"] >= case.target
@@ -170,8 +175,8 @@ def import_torch() -> Any:
     return torch
 
 
-def measure(contenders: dict[str, Callable[[], Any]], settings: Settings) -> dict[str, float]:
-    """Median seconds per call of each contender, run in turn after a warm-up (two calls, where calls are short)."""
+def measure(contenders: dict[str, Callable[[], Any]], settings: Settings) -> dict[str, list[float]]:
+    """Seconds per call of each contender, several times, run in turn after a warm-up (two calls, where calls are short)."""
     calls = {}
     for name, run in contenders.items():
         seconds = _once(run, 1)
@@ -186,7 +191,7 @@ def measure(contenders: dict[str, Callable[[], Any]], settings: Settings) -> dic
             times[name].append(_once(run, calls[name]))
         if turn >= 2 and time.perf_counter() - started > settings.seconds:
             break
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
 def _once(run: Callable[[], Any], calls: int) -> float:
@@ -227,6 +232,14 @@ def blas_warnings() -> list[str]:
     return warnings
 
 
+def load_warnings() -> list[str]:
+    """Whether other processes keep the processor busy."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load < 0.5:
+        return []
+    return [f"something else is running (load {load:.1f}): expect unsteady times, above all where threads wait for each other"]
+
+
 OLDER = ("Prescott", "Core2", "Nehalem", "Sandybridge", "Haswell", "Zen", "Barcelona", "Bulldozer", "Excavator")
 
 
@@ -252,11 +265,10 @@ def table(rows: Iterable[Row], bench: Bench | None = None) -> Table:
         elif row.get("gbs"):
             rate, share = f"{row['gbs']:.1f} GB/s", f"{row['share_of_copy']:.0%} copy"
         remark = f"[red]wrong: {row['wrong']}[/red]" if row.get("wrong") else row.get("remark") or row.get("variant") or ""
-        target = (
-            ""
-            if row.get("target") is None
-            else f"{row['target']:g} {'✓' if row.get('met') else '✗' if row['met'] is False else ''}"
-        )
+        if row.get("unsteady", 1) > UNSTEADY:
+            remark += f" (unsteady: {row['unsteady']:.1f})"
+        verdict = {None: "", True: " ✓", False: " ✗"}[row.get("met")]
+        target = "" if row.get("target") is None else f"{row['target']:g}{verdict}"
         shown.add_row(
             f"{row['suite']}: {row['case']}", _ms(row["ours_ms"]), _ms(row["theirs_ms"]), _ratio(row), target, rate, share, remark
         )
@@ -301,14 +313,8 @@ def compare(before: Sequence[Row], after: Sequence[Row]) -> Table:
     for row in after:
         old = earlier.get((row["suite"], row["case"]))
         if old is not None:
-            shown.add_row(
-                f"{row['suite']}: {row['case']}",
-                _ms(old["ours_ms"]),
-                _ms(row["ours_ms"]),
-                _ratio(old),
-                _ratio(row),
-                _change(old, row),
-            )
+            times = _ms(old["ours_ms"]), _ms(row["ours_ms"])
+            shown.add_row(f"{row['suite']}: {row['case']}", *times, _ratio(old), _ratio(row), _change(old, row))
     return shown
 
 

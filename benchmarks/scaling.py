@@ -1,1 +1,41 @@
-"""todo"""
+"""How a training step's time grows with resolution, channels and batch: time per operation over a decade of each."""
+
+from __future__ import annotations
+
+from benchmarks.harness import Bench, Row
+from benchmarks.train import make_batch, preset, step_case
+
+SIZE, CHANNELS, BATCH = 16, 32, 16
+SWEEPS = {"resolution": (8, 16, 32, 64, 80), "channels": (16, 32, 64, 128, 160), "batch": (4, 8, 16, 32, 40)}
+LARGEST_SPREAD = 2.0
+
+
+def measure(bench: Bench, what: str, value: int) -> Row:
+    """A step with one of the three changed."""
+    size = value if what == "resolution" else SIZE
+    channels = value if what == "channels" else CHANNELS
+    config = preset("small", block_out_channels=[channels, channels, channels])
+    batch = make_batch(value if what == "batch" else BATCH, config, size)
+    case = step_case(bench, f"{what} {value}", config, batch, target=None)
+    case.suite, case.extra = "scaling", {"sweep": what, "value": value, "flops": case.flops}
+    row = bench.run(case)
+    for side in ("ours", "theirs"):
+        if row[f"{side}_ms"] and case.flops:
+            row[f"{side}_ps_per_flop"] = 1e9 * row[f"{side}_ms"] / case.flops
+    return row
+
+
+def run(bench: Bench) -> None:
+    """The suite: a row per point, and for each sweep how far the time per operation spreads."""
+    for what, values in SWEEPS.items():
+        rows = [measure(bench, what, value) for value in (values[:2] if bench.settings.quick else values)]
+        summary: Row = {"suite": "scaling", "case": f"{what}: spread of time per operation", "remark": ""}
+        for side in ("ours", "theirs"):
+            found = [row[f"{side}_ps_per_flop"] for row in rows if row.get(f"{side}_ps_per_flop")]
+            if found:
+                summary[f"{side}_spread"] = max(found) / min(found)
+                summary["remark"] += f"{side} {summary[f'{side}_spread']:.2f} "
+        if "ours_spread" in summary:
+            summary["met"] = summary["ours_spread"] <= LARGEST_SPREAD
+            summary["remark"] += f"(at most {LARGEST_SPREAD:g}: {'met' if summary['met'] else 'not met'})"
+        bench.add(summary)

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ import tinydiff as td
 from benchmarks.harness import Bench, Case, Row, Side
 from tinydiff.optim import EMA, AdamW, clip_grad_norm
 from tinydiff.tasks import DenoiserTask
+
+if TYPE_CHECKING:
+    from tinydiff.hooks import Profile
 
 LR, BETAS, DECAY, WEIGHT_DECAY, MAX_NORM = 1e-3, (0.9, 0.99), 0.999, 0.01, 1.0
 CLASSES = 10
@@ -94,7 +97,7 @@ def torch_step(config: dict[str, Any], batch: Batch, memory_format: str = "conti
     return step
 
 
-def step_case(bench: Bench, name: str, config: dict[str, Any], batch: Batch, target: float) -> Case:
+def step_case(bench: Bench, name: str, config: dict[str, Any], batch: Batch, target: float | None) -> Case:
     """A training step as a case. The check compares the losses of three steps, so it sees gradients and updates too."""
 
     def side(step: Step) -> Side:
@@ -116,8 +119,9 @@ def training_flops(config: dict[str, Any], batch: Batch) -> float:
 
     def count(call: Call) -> None:
         nonlocal total
-        if call.op.name in products:
-            total += call.op.flops(call.result, *call.inputs, **call.params)
+        op: Any = call[0]
+        if op.name in products:
+            total += op.flops(call.result, *call.inputs, **call.params)
 
     OBSERVERS.append(count)
     try:
@@ -126,6 +130,18 @@ def training_flops(config: dict[str, Any], batch: Batch) -> float:
     finally:
         OBSERVERS.remove(count)
     return 3 * total * len(batch["x"])  # backward does the same again for each of the two factors
+
+
+def profile(name: str, n: int) -> Profile:
+    """Where the time of a step goes, after one that compiled what it needs."""
+    from tinydiff.hooks import profile
+
+    config = preset(name)
+    step = our_step(config, make_batch(n, config))
+    step()
+    with profile() as found:
+        step()
+    return found
 
 
 def run(bench: Bench) -> None:

@@ -88,6 +88,11 @@ class TwinResample(nn.Module):
 class TwinBlock(nn.Module):
     """Resnets, each with attention after it where the block has that, and a resampler where it has one."""
 
+    resnets: Any
+    attentions: Any
+    downsamplers: Any
+    upsamplers: Any
+
     def __init__(self, resnets: list[TwinResnet], attentions: list[TwinAttention]) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
@@ -117,13 +122,14 @@ class TwinUNet(nn.Module):
             return [TwinAttention(channels, channels // (head or channels), groups, eps) for _ in range(count)]
 
         self.conv_in = nn.Conv2d(config["in_channels"], first, 3, padding=1)
-        self.time_embedding = nn.Module()
+        self.time_embedding: Any = nn.Module()
         self.time_embedding.linear_1 = nn.Linear(first, time_size)
         self.time_embedding.linear_2 = nn.Linear(time_size, time_size)
         classes = config["num_class_embeds"]
         self.class_embedding = nn.Embedding(classes, time_size) if classes else None
 
-        self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
+        self.down_blocks: Any = nn.ModuleList()
+        self.up_blocks: Any = nn.ModuleList()
         skips, channels = [first], first
         for i, (width, kind) in enumerate(zip(widths, config["down_block_types"])):
             block = TwinBlock(
@@ -206,9 +212,9 @@ class TwinClassifier(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def twin(model: Model) -> nn.Module:
+def twin(model: Model) -> Any:
     """The twin of one of our models, with the same weights. Raises TypeError for a model that has none."""
-    twins = {UNet2DModel: TwinUNet, Classifier: TwinClassifier}
+    twins: dict[type, Any] = {UNet2DModel: TwinUNet, Classifier: TwinClassifier}
     if type(model) not in twins:
         raise TypeError(f"{type(model).__name__} has no twin; there are {', '.join(cls.__name__ for cls in twins)}")
     made = twins[type(model)](model.config)
