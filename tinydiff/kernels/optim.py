@@ -1,0 +1,109 @@
+"""Optimiser updates in one pass over parameters, gradients and their averages, and the sum of squares that clipping needs.
+
+AdamW touches four or five arrays; NumPy's dozen expressions would read and write each several times over. Bound by memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinydiff.kernels.arrays import Kernel, bits, load, plain, share, threads_for
+from tinydiff.kernels.launch import unpack
+from tinydiff.kernels.mathfun import from_bits
+from tinydiff.kernels.memory import address, read, write
+
+BLOCK = 1024  # squares summed in float32 before they join the float64 sum
+_f = np.float32
+
+
+@Kernel
+def _adamw(args, thread):  # type: ignore[no-untyped-def]
+    (param, g, m, v, ema, keep, step, root, eps, keep_m, take_m, keep_v, take_v, take_ema, scale, size, threads) = unpack(
+        args, 17
+    )
+    keep, step, root, eps = (
+        from_bits(np.int32(keep)),
+        from_bits(np.int32(step)),
+        from_bits(np.int32(root)),
+        from_bits(np.int32(eps)),
+    )
+    keep_m, take_m = from_bits(np.int32(keep_m)), from_bits(np.int32(take_m))
+    keep_v, take_v = from_bits(np.int32(keep_v)), from_bits(np.int32(take_v))
+    take_ema, scale = from_bits(np.int32(take_ema)), from_bits(np.int32(scale))
+    start, stop = share(size, thread, threads)
+    for i in range(start, stop):
+        gradient = scale * load(g, i)
+        first = keep_m * read(m, i) + take_m * gradient
+        second = keep_v * read(v, i) + take_v * gradient * gradient
+        write(m, i, first)
+        write(v, i, second)
+        write(param, i, keep * read(param, i) - step * first / (root * np.sqrt(second) + eps))
+    if ema:
+        for i in range(start, stop):
+            write(ema, i, read(ema, i) + take_ema * (load(param, i) - read(ema, i)))
+
+
+def adamw(
+    param: np.ndarray,
+    g: np.ndarray,
+    m: np.ndarray,
+    v: np.ndarray,
+    ema: np.ndarray | None,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    ema_decay: float = 1.0,
+    grad_scale: float = 1.0,
+) -> Any:
+    """One step of AdamW (Loshchilov & Hutter 2017) in place on `param`, `m` and `v`; `ema` follows in the same call.
+
+    `step` counts from 1; g is multiplied by `grad_scale` first. Returns None, or NotImplemented with nothing changed
+    unless all are float32, C-contiguous, writable (but g) and of one shape.
+    """
+    changed = [param, m, v] if ema is None else [param, m, v, ema]
+    if not plain(g, *changed) or any(a.shape != g.shape or not a.flags.writeable for a in changed):
+        return NotImplemented
+    numbers = (
+        1 - lr * weight_decay,
+        lr / (1 - beta1**step),
+        (1 - beta2**step) ** -0.5,
+        eps,
+        beta1,
+        1 - beta1,
+        beta2,
+        1 - beta2,
+        1 - ema_decay,
+        grad_scale,
+    )
+    threads = threads_for(g.size)
+    _adamw(threads, *map(address, (param, g, m, v, ema)), *map(bits, numbers), g.size, threads)
+    return None
+
+
+@Kernel
+def _sum_of_squares(args, thread):  # type: ignore[no-untyped-def]
+    x, sums, size, threads = unpack(args, 4)
+    blocks = (size + BLOCK - 1) // BLOCK
+    for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
+        total = _f(0)
+        for i in range(block * BLOCK, min(size, (block + 1) * BLOCK)):
+            total += load(x, i) * load(x, i)
+        write(sums, block, total)
+
+
+def sum_of_squares(x: np.ndarray) -> Any:
+    """Σ x² as a float: blocks in float32, their sum in float64, the same for every number of threads.
+
+    NotImplemented but for a float32, C-contiguous, not empty array.
+    """
+    if not plain(x):
+        return NotImplemented
+    sums = np.empty(-(-x.size // BLOCK), np.float32)
+    threads = threads_for(x.size)
+    _sum_of_squares(threads, address(x), address(sums), x.size, threads)
+    return float(sums.sum(dtype=np.float64))
