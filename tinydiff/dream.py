@@ -6,6 +6,7 @@ The gradient by the pixels takes one backward pass. By finite differences it tak
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from tinydiff.tensor import Tensor, tensor
 
 Callback = Callable[[int, float], None]
 AT_ONCE = 98  # perturbed pictures a forward pass
+COPIES = 8  # noisy copies that a gradient is averaged over
+NOISE = (1.0, 0.3)  # σ of their noise, at the start and at the end
+BLUR = (2.0, 0.5)  # standard deviation in pixels of the gradient's blur, likewise
 
 
 @dataclass(frozen=True)
@@ -56,35 +60,55 @@ def log_probability(judge: Judge, x: Tensor, target: int) -> Tensor:
     return ops.log_softmax(judge.model(x), -1)[:, target]
 
 
+def _blur(size: int, std: float) -> np.ndarray:
+    """The matrix (size, size), float32, that blurs a row of pixels by a Gaussian; its rows sum to 1."""
+    distance = np.arange(size)[:, None] - np.arange(size)
+    weights = np.exp(-((distance / std) ** 2) / 2)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
 def dream(
-    judge: Judge, target: int, start: np.ndarray, steps: int = 200, rate: float = 0.1, callback: Callback | None = None
+    judge: Judge,
+    target: int,
+    start: np.ndarray,
+    steps: int = 200,
+    rate: float = 0.1,
+    seed: int = 0,
+    callback: Callback | None = None,
 ) -> Dream:
     """Change the pixels of `start` (H, W, C) `steps` times by the gradient of log P(target | x).
 
-    The gradient is divided by its root mean square, so `rate` is how far a typical pixel moves in a step of the first half;
-    in the second it falls to nothing, and the picture settles. `callback(step, probability)` sees each step.
+    The bare gradient finds fine patterns that mean something to the network and nothing to us. So it is averaged over noisy
+    copies α·(x + σ·ε) of the picture, which drown such patterns, and blurred; both less and less. It is then divided by its
+    root mean square, so `rate` is how far a typical pixel moves in a step of the first half; in the second half the rate falls
+    to nothing, and the picture settles. `callback(step, probability)` sees each step.
     Raises ValueError for a class that the judge doesn't know.
     """
     if not 0 <= target < judge.classes:
         raise ValueError(f"class {target}: the classifier knows classes 0 to {judge.classes - 1}")
+    rng = np.random.default_rng([seed, 1])
     x = np.array(start, np.float32)[None]
     velocity = np.zeros_like(x)
     pictures, probabilities = [], []
     for step in range(steps + 1):
-        leaf = tensor(x, requires_grad=True)
-        score = log_probability(judge, leaf, target)
         pictures.append(to_uint8(x[0]))
-        probabilities.append(float(np.exp(score.numpy()[0])))
+        with no_grad():
+            probabilities.append(float(np.exp(log_probability(judge, tensor(x), target).item())))
         if callback is not None:
             callback(step, probabilities[-1])
         if step == steps:
             break
-        slope = grad(score.sum(), leaf).numpy()
+        done = step / steps
+        sigma, std = (first + (last - first) * done for first, last in (NOISE, BLUR))
+        noise = rng.standard_normal((COPIES, *x.shape[1:]), np.float32)
+        leaf = tensor((x + sigma * noise) / math.sqrt(1 + sigma**2), requires_grad=True)
+        slope = grad(log_probability(judge, leaf, target).sum(), leaf).numpy().mean(0)
+        slope = np.einsum("ih,hwc,jw->ijc", _blur(slope.shape[0], std), slope, _blur(slope.shape[1], std))
         size = float(np.sqrt(np.mean(slope**2)))
         if not np.isfinite(size):
             raise ValueError(f"the gradient by the pixels is not finite at step {step}; is the classifier sound?")
         velocity = 0.9 * velocity + 0.1 * slope / max(size, 1e-12)
-        x = np.clip(x + rate * min(1.0, 2 - 2 * step / steps) * velocity, -1, 1)
+        x = np.clip(x + rate * min(1.0, 2 - 2 * done) * velocity, -1, 1)
     return Dream(np.stack(pictures), probabilities)
 
 

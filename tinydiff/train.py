@@ -56,8 +56,9 @@ class Trainer:
     def gradients(self) -> float:
         """Run this step forward and backward; returns the loss."""
         random.manual_seed(int(np.random.SeedSequence([self.config["seed"], self.step]).generate_state(1)[0]))
-        loss = self.task.loss(self.model, self.step)
-        loss.backward()
+        with np.errstate(all="ignore"):  # what isn't finite is looked for below, and said better than by NumPy
+            loss = self.task.loss(self.model, self.step)
+            loss.backward()
         return float(loss.item())
 
     def advance(self) -> dict[str, float]:

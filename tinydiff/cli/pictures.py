@@ -71,7 +71,7 @@ def dream(target: int, start: Path | None, steps: int, rate: float, seed: int, c
         raise click.BadParameter(f"{target}: the classifier knows classes 0 to {judge.classes - 1}", param_hint="--class")
     picture = dreaming.start_picture(judge, start, seed)
     with progress("dreaming") as update:
-        found = dreaming.dream(judge, target, picture, steps, rate, lambda step, p: update(step, steps, f"P = {p:.3f}"))
+        found = dreaming.dream(judge, target, picture, steps, rate, seed, lambda step, p: update(step, steps, f"P = {p:.3f}"))
     gradients = dreaming.pixel_gradients(judge, picture, target)
 
     name = judge.card["class_names"][target]
