@@ -2,5 +2,5 @@
 
 from hypothesis import settings
 
-settings.register_profile("tinydiff", max_examples=25, deadline=None, derandomize=True)
+settings.register_profile("tinydiff", max_examples=25, deadline=None, derandomize=True, database=None)
 settings.load_profile("tinydiff")

@@ -6,6 +6,8 @@ import weakref
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tinydiff as td
 from tinydiff import ops, testing
@@ -644,6 +646,38 @@ def test_an_error_in_a_checkpoint_leaves_recording_as_it_was():
     del hidden
     assert arrays() is not None, "recorded outside of any checkpoint"
     y.sum().backward()
+
+
+# Programs that hypothesis writes.
+
+STEPS = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b.tanh(),
+    "sin": lambda a, b: (a + b).sin(),
+    "softmax": lambda a, b: ops.softmax(a) * b,
+    "silu": lambda a, b: ops.silu(a) - b,
+    "norm": lambda a, b: ops.layer_norm(a, b, None, 0.1),
+    "slice": lambda a, b: ops.concat([a[1:], b[:1]]),
+    "outer": lambda a, b: (a.reshape(3, 1) * b).mean(axis=0),
+    "same": lambda a, b: a,
+}
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(STEPS)), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=8))
+def test_any_program_has_right_derivatives_checkpointed_or_not(steps):
+    def program(a, b):
+        pool = [a, b, a * b]
+        for name, i, j in steps:
+            pool.append(STEPS[name](pool[i % len(pool)], pool[j % len(pool)]))
+        return pool[-1] + pool[0]
+
+    inputs = [leaf(3), leaf(3, seed=1)]
+    td.gradcheck(program, inputs, atol=1e-5)
+    td.gradgradcheck(program, inputs, atol=1e-5)
+    plain = td.grad(program(*inputs), inputs, np.arange(3.0))
+    again = td.grad(td.checkpoint(program, *inputs), inputs, np.arange(3.0))
+    assert [g.tolist() for g in again] == [g.tolist() for g in plain]
 
 
 # Where an error was made.

@@ -300,6 +300,31 @@ def test_check_op_finds_wrong_kernels(made):
         testing.check_op(wrong, values(3))
 
 
+def test_a_fused_op_of_ones_own_with_a_kernel_that_caches():
+    @td.fused(name="_made_fused")
+    def normed(x: td.Tensor, eps: float = 1e-3):
+        centred = x - ops.mean(x, -1, keepdims=True)
+        return centred * ops.rsqrt(ops.mean(centred * centred, -1, keepdims=True) + eps)
+
+    @normed.kernel("numpy", above=1 << 20)
+    def _(x, eps):
+        centred = x - x.mean(-1, keepdims=True)
+        scale = 1 / np.sqrt((centred * centred).mean(-1, keepdims=True) + x.dtype.type(eps))
+        return centred * scale, scale
+
+    @normed.kernel_backward("numpy")
+    def _(g, out, cache):
+        return cache * (g - g.mean(-1, keepdims=True) - out * (g * out).mean(-1, keepdims=True))
+
+    try:
+        testing.check_op(normed, values(3, 5))
+        with testing.kernels_always(normed):
+            assert td.gradcheck(normed, values(3, 5))
+            assert td.gradgradcheck(normed, values(3, 5)), "the cached scale is no constant"
+    finally:
+        del REGISTRY["_made_fused"]
+
+
 # The README's example: an op of one's own, with a gradient and a Numba kernel.
 
 
