@@ -179,3 +179,20 @@ def test_winograd(case):
     close(dx, naive_input_grad(g64, w64, x.shape[1:3], stride, padding), w[:, :, 0].size, 10)
     dw = conv.conv2d_weight_grad(x, g, kernel_size=(3, 3), **options)
     close(dw, naive_weight_grad(x64, g64, (3, 3), stride, padding), g[..., 0].size, 10)
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases(), st.sampled_from(["direct", "im2col", "shift_add"]))
+def test_every_algorithm_takes_every_shape(case, force):
+    stride, padding = case[-3:-1]
+    x, w, g = arrays(case)
+    x64, w64, g64 = (a.astype(float) for a in (x, w, g))
+    options = {"stride": stride, "padding": padding, "force": force}
+    bias = g[:, 0, 0]
+    close(
+        conv.conv2d(x, w, bias, g, **options), naive_conv2d(x64, w64, stride, padding) + g + bias[:, None, None], w[..., 0].size
+    )
+    dx = conv.conv2d_input_grad(g, w, input_size=x.shape[1:3], **options)
+    close(dx, naive_input_grad(g64, w64, x.shape[1:3], stride, padding), w[:, :, 0].size)
+    dw = conv.conv2d_weight_grad(x, g, kernel_size=w.shape[:2], **options)
+    close(dw, naive_weight_grad(x64, g64, w.shape[:2], stride, padding), g[..., 0].size)

@@ -27,13 +27,16 @@ SMALL = 500_000  # multiplications under which a second thread costs more than i
 
 
 def algorithm(kernel: Pair, stride: Pair, channels: int, filters: int) -> str:
-    """The algorithm for a convolution: "winograd_f4", "im2col" or "direct". The input gradient has channels and filters swapped.
+    """The algorithm for a convolution: "winograd_f4", "shift_add", "im2col" or "direct". Swap channels and filters for the input
+    gradient.
 
     Measured against each other on two AVX-512 cores: Winograd wins wherever the transforms (per channel and per filter) are
     outweighed by the products (channels × filters); whole windows are gathered where a kernel row is too short for a loop.
     """
     if kernel == (3, 3) and stride == (1, 1) and min(channels, filters) >= 16 and not precise:
         return "winograd_f4"
+    if filters <= 4 and kernel[0] * kernel[1] > 1 and channels >= 16:
+        return "shift_add"
     return "im2col" if kernel[1] * channels < 16 and kernel[0] > 1 else "direct"
 
 
@@ -55,11 +58,11 @@ def _contiguous(array: np.ndarray | None) -> np.ndarray | None:
     return None if array is None else np.ascontiguousarray(array)
 
 
-def _band(n: int, ho: int, row: int) -> int:
+def _band(n: int, ho: int, row: int, work: int) -> int:
     """Output rows that a thread takes at a time: as many as fit the slab, but enough bands for every thread."""
-    threads = numba.get_num_threads()
-    fair = _up(ho * n, threads) // threads if n < threads else ho
-    return max(1, min(ho, fair, SLAB // max(1, row)))
+    if work >= SMALL and n < (threads := numba.get_num_threads()):
+        ho = _up(ho * n, threads) // threads
+    return max(1, min(ho, SLAB // max(1, row)))
 
 
 def direct_forward(
@@ -83,9 +86,9 @@ def direct_forward(
     kh, kw, _, o = w.shape[-4:]
     copies = 1 if w.ndim == 4 else n
     gathered = how == "im2col"
-    taps, work = kh * kw * c, size[0] * size[1] * kh * kw * c * o
-    band = _band(n, size[0], stride[0] * ((size[1] - 1) * stride[1] + kw) * c)
-    threads = threads_for(n * -(-size[0] // band), n * work)
+    taps, work = kh * kw * c, n * size[0] * size[1] * kh * kw * c * o
+    band = _band(n, size[0], stride[0] * ((size[1] - 1) * stride[1] + kw) * c, work)
+    threads = threads_for(n * -(-size[0] // band), work)
     slab = ((band - 1) * stride[0] + kh) * ((size[1] - 1) * stride[1] + kw) * c
     w_step = taps * _up(o, WIDTH)
     _keep, (packed, slabs, windows) = scratch(copies * w_step, threads * slab, threads * band * size[1] * taps * gathered)
@@ -99,14 +102,30 @@ def direct_forward(
     )  # fmt: skip
 
 
+def _shift_add(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y: np.ndarray, stride: Pair, first: Pair) -> None:
+    (n, height, width, c), (kh, kw, _, o), (_, ho, wo, _) = x.shape, w.shape, y.shape
+    work, columns = n * ho * wo * kh * kw * c * o, kh * kw * o
+    band = _band(n, ho, stride[0] * width * _up(columns, WIDTH), work)
+    threads = threads_for(n * -(-ho // band), work)
+    rows = (band - 1) * stride[0] + kh
+    _keep, (packed, products) = scratch(c * _up(columns, WIDTH), threads * rows * width * _up(columns, WIDTH))
+    taps = np.ascontiguousarray(w.transpose(2, 0, 1, 3))
+    launch(direct.pack, 1, address(taps), 0, 0, 0, columns, 1, 1, 1, 1, c, columns, packed, 1)
+    launch(
+        direct.shift_add, threads, address(x), address(bias), 0 if bias is None or bias.ndim == 1 else o, address(residual),
+        address(y), packed, products, n, height, width, c, kh, kw, *stride, *first, ho, wo, o, band, threads,
+    )  # fmt: skip
+
+
 def direct_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, stride: Pair, first: Pair, how: str) -> None:
     """dw (KH, KW, C, O) from x (N, H, W, C) and g (N, Ho, Wo, O) by products over rows of pixels."""
     (n, height, width, c), (_, ho, wo, o), (kh, kw) = x.shape, g.shape, dw.shape[:2]
     gathered = how == "im2col"
     taps, columns = kh * kw * c, direct.COLUMNS
     segments, length = (1, taps) if gathered else (kh, kw * c)
-    band = _band(n, ho, stride[0] * ((wo - 1) * stride[1] + kw) * c)
-    threads = threads_for(n * -(-ho // band), n * ho * wo * taps * o)
+    work = n * ho * wo * taps * o
+    band = _band(n, ho, stride[0] * ((wo - 1) * stride[1] + kw) * c, work)
+    threads = threads_for(n * -(-ho // band), work)
     _keep, (sums, slabs, windows, g_packs) = scratch(
         threads * segments * _up(length, columns) * _up(o, WIDTH),
         threads * (((band - 1) * stride[0] + kh) * ((wo - 1) * stride[1] + kw) * c + columns),
@@ -174,6 +193,8 @@ def conv2d(
     how = force or algorithm((kh, kw), stride, c, o)
     if how == "winograd_f4":
         _winograd_forward(x, w, bias, residual, y, (top, left))
+    elif how == "shift_add":
+        _shift_add(x, w, bias, residual, y, stride, (top, left))
     else:
         place = 0, size[0] * size[1] * o, size[1] * o, o
         direct_forward(x, w, bias, residual, y, size, stride, (top, left), place, how)
@@ -195,9 +216,14 @@ def conv2d_input_grad(
     (top, _), (left, _) = padding
     dx = np.empty((n, height, width, c), np.float32)
     how = force or algorithm((kh, kw), stride, o, c)
-    if how == "winograd_f4":
-        _winograd_forward(g, w[::-1, ::-1].transpose(0, 1, 3, 2), None, None, dx, (kh - 1 - top, kw - 1 - left))
-        return dx
+    if stride == (1, 1) and how != "direct":
+        turned, first = w[::-1, ::-1].transpose(0, 1, 3, 2), (kh - 1 - top, kw - 1 - left)
+        if how == "winograd_f4":
+            _winograd_forward(g, turned, None, None, dx, first)
+            return dx
+        if how == "shift_add":
+            _shift_add(g, turned, None, None, dx, stride, first)
+            return dx
     if stride[0] > kh or stride[1] > kw:
         dx[...] = 0.0  # pixels that no window covers
     for y0 in range(min(stride[0], height)):
@@ -226,6 +252,12 @@ def conv2d_weight_grad(
     how = force or algorithm(kernel_size, stride, x.shape[3], g.shape[3])
     if how == "winograd_f4":
         _winograd_weight_grad(x, g, dw, first)
+    elif how == "shift_add" and stride == (1, 1):
+        # Few filters: g and x change places, for Σ x[p + k]·g[p] is also Σ g[q - k]·x[q], and then g's windows are gathered.
+        turned = np.empty((*kernel_size, g.shape[3], x.shape[3]), np.float32)
+        before = kernel_size[0] - 1 - first[0], kernel_size[1] - 1 - first[1]
+        direct_weight_grad(g, x, turned, stride, before, "im2col")
+        dw[...] = turned[::-1, ::-1].transpose(0, 1, 3, 2)
     else:
         direct_weight_grad(x, g, dw, stride, first, how)
     return dw

@@ -2,12 +2,15 @@
 
 In channels-last memory the taps of one kernel row and their channels lie contiguous under a window, so the product's inner
 dimension runs over KW·C numbers with a row stride of stride·C, once per kernel row. A thread takes a band of output rows, copies
-the input under it into a zero-padded slab that stays in its L2 cache, and multiplies it with panels of packed weights (forward),
-or with the output's gradient, summed over all its bands (weight gradient). With few channels, where KW·C is too short for a
-loop, the slab holds whole windows (im2col of the band). Bound by FMA, or by copying when channels are few.
+the input under it into a zero-padded slab that stays in its L2 cache, and multiplies it with packed weights (`forward`),
+or with the output's gradient, summed over all its bands (`weight_grad`). With few channels, where KW·C is too short for a loop,
+the slab holds whole windows (im2col of the band); with few filters the product comes first and the taps are shifted into place
+after (`shift_add`). Bound by FMA, or by copying when channels or filters are few.
 """
 
 from __future__ import annotations
+
+import numpy as np
 
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import body, unpack
@@ -71,14 +74,37 @@ def fill_slab(image, height, width, c, first_y, first_x, rows, columns, slab):  
 @njit
 def _windows(slab, columns, c, kh, kw, sh, sw, out_rows, out_columns, windows):  # type: ignore[no-untyped-def]
     """im2col of a slab: (out_rows, out_columns, KH·KW·C)."""
-    target = 0
+    taps = kh * kw * c
     for y in range(out_rows):
-        for x in range(out_columns):
-            for i in range(kh):
-                source = ((y * sh + i) * columns + x * sw) * c
-                for k in range(kw * c):
-                    write(windows, target, read(slab, source + k))
-                    target += 1
+        for i in range(kh):
+            for k in range(kw * c):  # the longest loop innermost
+                source = ((y * sh + i) * columns) * c + k
+                target = y * out_columns * taps + i * kw * c + k
+                for x in range(out_columns):
+                    write(windows, target + x * taps, read(slab, source + x * sw * c))
+
+
+@njit
+def _tile_rows(a, lda, step, b, segments, length, bias, initial, ld_initial, c, ldc, columns, left):  # type: ignore[no-untyped-def]
+    """Multiplies the largest tile of the `left` rows, and says how many rows that was."""
+    args = (a, lda, step, b, WIDTH, segments, length, bias, initial, ld_initial, c, ldc, columns)
+    if left >= ROWS and left != 16:
+        _tile_full(*args)
+        return ROWS
+    if left >= 8:
+        _tile_8(*args)
+        return 8
+    if left == 7:
+        _tile_7(*args)
+        return 7
+    if left >= 4:
+        _tile_4(*args)
+        return 4
+    if left >= 2:
+        _tile_2(*args)
+        return 2
+    _tile_1(*args)
+    return 1
 
 
 @body
@@ -125,30 +151,56 @@ def forward(args, thread):  # type: ignore[no-untyped-def]
                 done = 0
                 run = rows * wo if flat else wo
                 while done < run:
-                    left_over = run - done
                     start = residual + at if residual != 0 else 0
-                    args = (a_now, lda, step, b, WIDTH, segments, length, add, start, y_pixel, y + at, y_pixel, wanted)
-                    if left_over >= ROWS and left_over != 16:
-                        _tile_full(*args)
-                        count = ROWS
-                    elif left_over >= 8:
-                        _tile_8(*args)
-                        count = 8
-                    elif left_over == 7:
-                        _tile_7(*args)
-                        count = 7
-                    elif left_over >= 4:
-                        _tile_4(*args)
-                        count = 4
-                    elif left_over >= 2:
-                        _tile_2(*args)
-                        count = 2
-                    else:
-                        _tile_1(*args)
-                        count = 1
+                    count = _tile_rows(
+                        a_now, lda, step, b, segments, length, add, start, y_pixel, y + at, y_pixel, wanted, run - done
+                    )
                     done += count
                     a_now += 4 * count * lda
                     at += 4 * count * y_pixel
+
+
+@body
+def shift_add(args, thread):  # type: ignore[no-untyped-def]
+    """y = conv(x, w) + bias + residual for few filters: x times all taps' weights, then each tap's result shifted into place.
+
+    Packed weights are (C, KH·KW·O): the taps fill the vector that O alone would leave empty.
+    """
+    (
+        x, bias, bias_step, residual, y, packed, products,
+        n, height, width, c, kh, kw, sh, sw, top, left, ho, wo, o,
+        band, threads,
+    ) = unpack(args, 22)  # fmt: skip
+    panels = (kh * kw * o + WIDTH - 1) // WIDTH
+    stride = panels * WIDTH
+    bands = (ho + band - 1) // band
+    items = n * bands
+    z = products + 4 * thread * ((band - 1) * sh + kh) * width * stride
+    for item in range(thread * items // threads, (thread + 1) * items // threads):
+        image, first = item // bands, item % bands * band
+        last = min(first + band, ho)
+        begin, end = max(0, first * sh - top), min(height, (last - 1) * sh - top + kh)  # rows of x under the band
+        source = x + 4 * (image * height + begin) * width * c
+        run = max(0, end - begin) * width
+        for j in range(panels):
+            b, done = packed + 4 * j * c * WIDTH, 0
+            while done < run:
+                a, product = source + 4 * done * c, z + 4 * (done * stride + j * WIDTH)
+                done += _tile_rows(a, c, 0, b, 1, c, 0, 0, stride, product, stride, WIDTH, run - done)
+        for row in range(first, last):
+            at = ((image * ho + row) * wo) * o
+            for k in range(wo * o):
+                value = read(bias, image * bias_step + k % o) if bias != 0 else np.float32(0)
+                write(y, at + k, value + read(residual, at + k) if residual != 0 else value)
+            for i in range(max(0, begin + top - row * sh), min(kh, end + top - row * sh)):
+                for j in range(kw):
+                    start = (left - j + sw - 1) // sw if left > j else 0
+                    stop = min(wo, (width - 1 + left - j) // sw + 1)
+                    base = ((row * sh - top + i - begin) * width + j - left) * stride + (i * kw + j) * o
+                    for k in range(o):
+                        for column in range(start, stop):
+                            to = at + column * o + k
+                            write(y, to, read(y, to) + read(z, base + column * sw * stride + k))
 
 
 @body

@@ -6,11 +6,11 @@ their address. A body takes (args, thread): `unpack(args, n)` gives the n intege
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from typing import Any
 
 import numba
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -55,10 +55,16 @@ def body(function: Callable[..., None]) -> Any:
     return numba.cfunc(signature, cache=True, fastmath=FASTMATH, error_model="numpy")(function)
 
 
+@njit(["void(int64, int64)"])
+def _run(function, args):  # type: ignore[no-untyped-def]
+    _call(function, args, 0)
+
+
 def launch(compiled: Any, threads: int, *args: int) -> None:
     """Runs a body once for each thread number below `threads`, at the same time, and waits."""
-    packed = np.array(args, np.int64)
+    packed = array("q", args)
+    where = packed.buffer_info()[0]
     if threads == 1:
-        compiled.ctypes(packed.ctypes.data, 0)
+        _run(compiled.address, where)
     else:
-        _launch(compiled.address, packed.ctypes.data, threads)
+        _launch(compiled.address, where, threads)

@@ -6,7 +6,7 @@ and a call costs little. Offsets and counts are in floats; nothing checks them.
 
 from __future__ import annotations
 
-from itertools import accumulate
+import threading
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from numba.extending import intrinsic
 _I8, _I64, _F32 = ir.IntType(8), ir.IntType(64), ir.FloatType()
 _FLOAT = 4  # bytes
 _LINE = 16  # floats in a cache line
+_ARENA = 1 << 18  # floats: 1 MiB
+_thread = threading.local()
 
 
 def address(array: np.ndarray | None) -> int:
@@ -77,8 +79,22 @@ def write(typingctx, base, offset, value):  # type: ignore[no-untyped-def]
 
 
 def scratch(*counts: int) -> tuple[np.ndarray, list[int]]:
-    """Memory for arrays of so many floats, and their addresses, each on a cache line. The caller keeps the memory alive."""
-    starts = list(accumulate((-(-count // _LINE) * _LINE for count in counts), initial=0))
-    memory = np.empty(starts[-1] + _LINE, np.float32)
-    first = -(-address(memory) // (_LINE * _FLOAT)) * _LINE * _FLOAT
-    return memory, [first + start * _FLOAT for start in starts[:-1]]
+    """Memory for arrays of so many floats, and their addresses, each on a cache line.
+
+    The caller keeps the memory while it uses it. Small requests get this thread's arena, the same every time.
+    """
+    starts, total = [], 0
+    for count in counts:
+        starts.append(total)
+        total += -(-count // _LINE) * _LINE
+    if total > _ARENA:
+        memory = np.empty(total + _LINE, np.float32)
+        first = address(memory)
+    else:
+        try:
+            memory, first = _thread.arena
+        except AttributeError:
+            memory = np.empty(_ARENA + _LINE, np.float32)
+            memory, first = _thread.arena = memory, address(memory)
+    first = -(-first // (_LINE * _FLOAT)) * _LINE * _FLOAT
+    return memory, [first + start * _FLOAT for start in starts]

@@ -130,15 +130,21 @@ def gemm_tile(rows: int, vectors: int, *, transposed: bool) -> Any:
             a, b = emit.pointer(a), emit.pointer(b)
             bias, has_bias = emit.optional(bias, wanted, b)
             biases = [emit.masked_load(emit.at(bias, j * LANES), emit.mask(has_bias, j)) for j in range(vectors)]
-            ld_initial = builder.select(builder.icmp_signed("!=", initial, zero), ld_initial, zero)
-            initial, has_initial = emit.optional(initial, wanted, b)
+            alone, loading, entry = builder.block, builder.append_basic_block("loading"), builder.append_basic_block("entry")
+            builder.cbranch(builder.icmp_signed("!=", initial, zero), loading, entry)
+            builder.position_at_end(loading)
+            loaded = []
             for m in range(rows):
-                row = emit.at(initial, emit.times(m, ld_initial))
-                for j in range(vectors):
-                    value = emit.masked_load(emit.at(row, j * LANES), emit.mask(has_initial, j))
-                    start.append(emit.add(value, biases[j]))
+                row = emit.at(emit.pointer(initial), emit.times(m, ld_initial))
+                loaded += [emit.add(emit.masked_load(emit.at(row, j * LANES), masks[j]), biases[j]) for j in range(vectors)]
+            builder.branch(entry)
+            builder.position_at_end(entry)
+            for value, bias in zip(loaded, biases * rows):
+                phi = builder.phi(VECTOR)
+                phi.add_incoming(value, loading)
+                phi.add_incoming(bias, alone)
+                start.append(phi)
 
-            entry = builder.block
             outer, inner = builder.append_basic_block("segment"), builder.append_basic_block("k")
             next_segment, done = builder.append_basic_block("next"), builder.append_basic_block("done")
             builder.branch(outer)

@@ -1,10 +1,10 @@
 """3×3 stride-1 convolution by Winograd's minimal filtering: a quarter of the multiplications (4×4 outputs a tile), at some error.
 
-The transforms B, G and A turn a tile's convolution into 36 products point by point (16 for 2×2 outputs), so over all tiles,
-channels and filters it is 36 matrix products (Lavin & Gray 2016; the matrices are Cook-Toom's). A thread transforms a block of
-tiles into V (points, tiles, C), multiplies with the transformed weights U into M (points, tiles, O), and transforms M into pixels,
-bias and residual added; V and M staying in its L2 cache. The weight gradient is the same with 3×3 outputs and the gradient's 4×4
-tiles as filters, V and that transform multiplied over the tiles. Bound by FMA for many channels, by the transforms for few.
+The transforms B, G and A turn a tile's convolution into 36 products point by point, so over all tiles, channels and filters it is
+36 matrix products (Lavin & Gray 2016; the matrices are Cook-Toom's). A thread transforms a block of tiles into V (36, tiles, C),
+multiplies with the transformed weights U into M (36, tiles, O), and transforms M into pixels, bias and residual added; V and M
+stay in its L2 cache. The weight gradient is the same with 3×3 outputs and the gradient's 4×4 tiles as filters, V and that
+transform multiplied over the tiles. Bound by FMA for many channels, by the transforms for few.
 
 Error against float64, relative to the outputs' standard deviation, 64 to 320 channels: see `conv.ERRORS`.
 """
