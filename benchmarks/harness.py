@@ -99,7 +99,7 @@ class Bench:
         """Check, measure, record and return the row of one case."""
         row: Row = {"suite": case.suite, "case": case.name, "ours_ms": None, "theirs_ms": None, "ratio": None}
         row |= {"target": case.target, "met": None, "wrong": None, "variant": None, "threads": self.threads}
-        row["wrong"] = self._check(case)
+        row["wrong"] = self.check(case)
         if row["wrong"] is None:
             contenders = {"ours": case.ours, **case.theirs}
             times = measure({name: side.run for name, side in contenders.items()}, self.settings)
@@ -134,7 +134,7 @@ class Bench:
             met = None if target is None else mean >= target and not wrong
             self.add({"suite": suite, "case": name, "ratio": mean, "target": target, "met": met, "wrong": wrong})
 
-    def _check(self, case: Case) -> str | None:
+    def check(self, case: Case) -> str | None:
         """What is wrong with our result beside theirs; None if nothing is."""
         ours = list(case.ours.arrays(case.ours.run()))
         if not case.theirs and not all(np.isfinite(a).all() for a in ours):

@@ -20,8 +20,8 @@ from tinydiff.models.unet import UNet2DModel
 
 
 def channels_first(x: np.ndarray) -> torch.Tensor:
-    """(N, H, W, C) as (N, C, H, W), contiguous."""
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
+    """(N, H, W, C) copied to (N, C, H, W)."""
+    return torch.from_numpy(np.moveaxis(x, -1, 1).copy())
 
 
 def channels_last(x: torch.Tensor) -> np.ndarray:
