@@ -626,7 +626,8 @@ def _(logits: Any, target: Any) -> Any:
 def _calls(table: dict[str, list[tuple]], name: str, *args: Any, **params: Any) -> None:
     """Tuples of integers stand for normal float32 arrays of that shape."""
     rng = np.random.default_rng(7)
-    drawn = [rng.standard_normal(a, np.float32) if isinstance(a, tuple) else a for a in args]
+    draw = lambda a: rng.standard_normal(a, np.float32) if isinstance(a, tuple) else a  # noqa: E731
+    drawn = [[draw(b) for b in a] if isinstance(a, list) else draw(a) for a in args]
     table.setdefault(name, []).append((*drawn, params))
 
 
@@ -645,6 +646,9 @@ large("add", (513, 520), (513, 520))
 large("sum", (1031, 33), axis=0, keepdims=False)
 large("softmax", (131, 129), axis=-1)
 large("softmax", (8, 40, 65), axis=-1)
+large("concat", [(3, 9, 11, 40), (3, 9, 11, 24)], axis=-1)
+large("sum_to", (60, 17, 24), shape=(17, 24))
+large("sum_to", (60, 17, 24), shape=(60, 1, 24))
 large("upsample_nearest2d", (2, 17, 13, 24))
 large("group_norm", (3, 9, 11, 64), 8, (64,), (64,), activation="silu")
 large("group_norm", (2, 16, 16, 32), 32, (32,), (32,))
@@ -677,6 +681,9 @@ odd("sum", (1031, 33))
 odd("sum", (1031, 33), axis=1)
 odd("sum", (31, 33, 40), axis=(0, 1), keepdims=True)
 odd("sum", (31, 33, 40), axis=(0, 2))
+odd("concat", [(300, 40), (10, 40), (1, 40)], axis=0)
+odd("concat", [(130, 7, 40), (130, 1, 40), (130, 2, 40)], axis=1)
+odd("concat", [(9001,)])
 odd("softmax", (200, 129), axis=0)
 odd("softmax", (2, 3, 20_001), axis=-1)
 odd("softmax", (20_001, 1), axis=-1)

@@ -38,6 +38,9 @@ from tinydiff.tensor import Tensor, as_tensor
 
 P = ParamSpec("P")
 
+LARGE = 8192
+"""How many elements it takes for a compiled kernel to beat NumPy's call, and to be worth importing Numba for."""
+
 REGISTRY: dict[str, Op[Any]] = {}
 """Every op by name: what the tests' catalogue, `gradcheck` and the documentation go through."""
 

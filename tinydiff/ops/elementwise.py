@@ -9,15 +9,11 @@ import numpy as np
 
 from tinydiff import kernels
 from tinydiff.backend import Array, check_dtype
-from tinydiff.op import fused, op
+from tinydiff.op import LARGE, fused, op
 from tinydiff.tensor import Tensor, as_tensor
 
 SQRT_HALF = math.sqrt(0.5)
 TWO_OVER_SQRT_PI = 2 / math.sqrt(math.pi)
-
-
-LARGE = 8192
-"""How many elements it takes for a compiled kernel to beat NumPy's call, and to be worth importing Numba for."""
 
 
 # Casting.

@@ -8,8 +8,7 @@ import numpy as np
 
 from tinydiff import kernels
 from tinydiff.backend import Array
-from tinydiff.op import op
-from tinydiff.ops.elementwise import LARGE
+from tinydiff.op import LARGE, op
 from tinydiff.ops.reduce import sum
 from tinydiff.ops.shape import check_axis, no_flops, reshape
 from tinydiff.tensor import Tensor

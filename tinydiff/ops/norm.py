@@ -7,9 +7,9 @@ from typing import Any
 
 from tinydiff import kernels
 from tinydiff.backend import Array
-from tinydiff.op import fused
+from tinydiff.op import LARGE, fused
 from tinydiff.ops.conv import activate
-from tinydiff.ops.elementwise import LARGE, add, mul, rsqrt, sub
+from tinydiff.ops.elementwise import add, mul, rsqrt, sub
 from tinydiff.ops.reduce import mean
 from tinydiff.ops.shape import reshape
 from tinydiff.tensor import Tensor

@@ -7,8 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from tinydiff import kernels
 from tinydiff.backend import Array
-from tinydiff.op import op
+from tinydiff.op import LARGE, op
 from tinydiff.tensor import Tensor
 
 
@@ -101,14 +102,21 @@ def sum_to(xp: Any, x: Array, shape: tuple[int, ...]) -> Array:
 
     Raises ValueError when `shape` does not broadcast to x's.
     """
-    extra = x.ndim - len(shape)
-    if extra < 0 or any(n not in (1, m) for n, m in zip(shape, x.shape[extra:])):
-        raise ValueError(f"a gradient of shape {x.shape} does not fit an input of shape {shape}")
-    axes = (*range(extra), *(i + extra for i, n in enumerate(shape) if n == 1 and x.shape[i + extra] != 1))
-    if axes and axes[-1] == len(axes) - 1 and len(axes) < x.ndim and x.flags.c_contiguous and x.dtype.kind == "f":
-        flat = x.reshape(math.prod(x.shape[: len(axes)]), math.prod(x.shape[len(axes) :]))
-        return (xp.ones(len(flat), x.dtype) @ flat).reshape(shape)
-    return x.sum(axis=axes).reshape(shape)
+    return x.sum(axis=_broadcast_axes(x.shape, shape)).reshape(shape)
+
+
+def _broadcast_axes(wide: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of `wide` that broadcasting `shape` to it repeats. Raises ValueError when it doesn't broadcast so."""
+    extra = len(wide) - len(shape)
+    if extra < 0 or any(n not in (1, m) for n, m in zip(shape, wide[extra:])):
+        raise ValueError(f"a gradient of shape {wide} does not fit an input of shape {shape}")
+    return (*range(extra), *(i + extra for i, n in enumerate(shape) if n == 1 and wide[i + extra] != 1))
+
+
+@sum_to.kernel("numpy", above=LARGE)
+def _(x: Array, shape: tuple[int, ...]) -> Any:
+    total = kernels.reduce.sum_axes(x, _broadcast_axes(x.shape, shape))
+    return total if total is NotImplemented else total.reshape(shape)
 
 
 @sum_to.vjp
@@ -148,6 +156,18 @@ def _(g: Tensor, shapes: Any, axis: int, needs: tuple[bool, ...]) -> tuple[Tenso
         found.append(getitem(g, (builtins.slice(None),) * axis + (builtins.slice(start, end),)) if need else None)
         start = end
     return tuple(found)
+
+
+@_concat.kernel("numpy", above=LARGE)
+def _(*tensors: Array, axis: int) -> Any:
+    return kernels.concat.concat_last(tensors) if axis in (-1, tensors[0].ndim - 1) else NotImplemented
+
+
+@_concat.kernel_backward("numpy")
+def _(g: Array, shapes: Any, axis: int, needs: Sequence[bool]) -> Any:
+    if axis not in (-1, g.ndim - 1):
+        return NotImplemented
+    return kernels.concat.split_last(g, [shape[-1] for shape in shapes], needs)
 
 
 def concat(tensors: Sequence[Any], axis: int = 0) -> Tensor:
