@@ -1,8 +1,9 @@
 """What kernels over flat float32 memory share: which arrays they accept, how they start, and how their loops read and write.
 
 A kernel is a body (args, thread) for `launch`, compiled when it is first launched. Its loops go through `load` and `store`,
-which tell the compiler that memory read by `load` is never written in the same loop: with more than three or four arrays it
-would otherwise give up on proving that, and not vectorise.
+which promise the compiler that what `load` reads nothing in the kernel writes by `store` or `add_to`: with more than three or
+four arrays it would otherwise give up on proving that, and not vectorise. Memory that a kernel both stores and reads back is
+read by `memory.read`.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def _tag(builder: Any, instruction: Any, kind: str) -> None:
 
 @intrinsic
 def load(context: Any, base: Any, offset: Any) -> Any:
-    """The float at `offset` from the address `base`, in memory that nothing in the loop writes."""
+    """The float at `offset` from the address `base`, in memory that the kernel does not `store` to."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value = builder.load(builder.gep(builder.inttoptr(args[0], _F32.as_pointer()), [args[1]]))
@@ -79,7 +80,7 @@ def load(context: Any, base: Any, offset: Any) -> Any:
 
 @intrinsic
 def store(context: Any, base: Any, offset: Any, value: Any) -> Any:
-    """Set the float at `offset`, in memory that `load` doesn't read in the same loop."""
+    """Set the float at `offset`, in memory that the kernel does not `load` from."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         instruction = builder.store(args[2], builder.gep(builder.inttoptr(args[0], _F32.as_pointer()), [args[1]]))
@@ -91,7 +92,7 @@ def store(context: Any, base: Any, offset: Any, value: Any) -> Any:
 
 @intrinsic
 def add_to(context: Any, base: Any, offset: Any, value: Any) -> Any:
-    """Add to the float at `offset`, in memory that `load` doesn't read in the same loop."""
+    """Add to the float at `offset`, in memory that the kernel does not `load` from."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place = builder.gep(builder.inttoptr(args[0], _F32.as_pointer()), [args[1]])

@@ -162,8 +162,9 @@ def _group_norm_backward(args, thread):  # type: ignore[no-untyped-def]
         args, 17
     )
     step = 4 * period
-    work += thread * 7 * step
-    centre, scale, w, b, first, second = work, work + step, work + 2 * step, work + 3 * step, work + 4 * step, work + 5 * step
+    work += thread * 8 * step
+    centre, scale, w, b = work, work + step, work + 2 * step, work + 3 * step
+    first, second, offset, slope = work + 4 * step, work + 5 * step, work + 6 * step, work + 7 * step
     width = channels // groups
     for n in range(samples * thread // threads, samples * (thread + 1) // threads):
         for c in range(channels):
@@ -174,7 +175,6 @@ def _group_norm_backward(args, thread):  # type: ignore[no-untyped-def]
         for row in (centre, scale, w, b):
             _spread(row, period, channels)
         here, gradient, result = x + n * size * 4, g + n * size * 4, gx + n * size * 4
-        z = result if silu else gradient  # where the gradient before the activation lies
         sums, products = np.zeros(channels), np.zeros(channels)
         for block in range(0, size, BLOCK * period):
             zero(first, period)
@@ -210,15 +210,21 @@ def _group_norm_backward(args, thread):  # type: ignore[no-untyped-def]
                 r = read(scale, c)
                 write(gbias, n * channels + c, _f(sums[c]))
                 write(gweight, n * channels + c, _f(products[c]))
-                write(first, c, _f(r * mean_z / count))
-                write(second, c, _f(r * r * mean_zx / count))
+                write(offset, c, _f(r * mean_z / count))
+                write(slope, c, _f(r * r * mean_zx / count))
                 write(w, c, r * read(w, c))
-        for row in (w, first, second):
+        for row in (w, offset, slope):
             _spread(row, period, channels)
         for row in range(0, size, period):
-            for j in range(min(period, size - row)):
-                d = load(z, row + j) * load(w, j) - load(first, j)
-                store(result, row + j, d - (load(here, row + j) - load(centre, j)) * load(second, j))
+            length = min(period, size - row)
+            if silu:
+                for j in range(length):
+                    d = read(result, row + j) * load(w, j) - load(offset, j)
+                    store(result, row + j, d - (load(here, row + j) - load(centre, j)) * load(slope, j))
+            else:
+                for j in range(length):
+                    d = load(gradient, row + j) * load(w, j) - load(offset, j)
+                    store(result, row + j, d - (load(here, row + j) - load(centre, j)) * load(slope, j))
 
 
 def _period(pixels: int, channels: int) -> int:
@@ -293,7 +299,7 @@ def group_norm_backward(
     gweight, gbias = np.empty((n, channels), np.float32), np.empty((n, channels), np.float32)
     period = _period(size // channels, channels)
     threads = min(n, threads_for(x.size))
-    _keep, (work,) = scratch(threads * 7 * period)
+    _keep, (work,) = scratch(threads * 8 * period)
     arrays = (g, x, weight, bias, mean, rstd, gx, gweight, gbias)
     _group_norm_backward(
         threads, *map(address, arrays), work, n, size, channels, num_groups, period, _ACTIVATIONS[activation], threads

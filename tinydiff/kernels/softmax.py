@@ -13,7 +13,7 @@ from tinydiff.kernels.arrays import Kernel, load, plain, share, store, threads_f
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import unpack
 from tinydiff.kernels.mathfun import exp_within, from_bits, log, to_bits
-from tinydiff.kernels.memory import address
+from tinydiff.kernels.memory import address, read
 
 _f = np.float32
 
@@ -47,7 +47,7 @@ def _softmax(args, thread):  # type: ignore[no-untyped-def]
             store(y, at + c, e)
         scale = _f(1) / total
         for c in range(columns):
-            store(y, at + c, load(y, at + c) * scale)
+            store(y, at + c, read(y, at + c) * scale)
 
 
 @Kernel
