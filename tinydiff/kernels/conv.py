@@ -22,6 +22,7 @@ precise = False
 """Set True to keep away from Winograd's 4×4 tiles, whose rounding error is some ten times that of a plain sum."""
 
 SLAB = 64 * 1024  # floats: the input under a band of rows, together with what it is multiplied with, stays in L2
+PIXELS = 192  # that the weight gradient multiplies over at a time: a panel of the gradient stays in L1
 BLOCK = 256 * ROWS  # Winograd: tiles × channels that a thread takes at a time, for the same reason
 SMALL = 500_000  # multiplications under which a second thread costs more than it brings
 
@@ -89,9 +90,11 @@ def direct_forward(
     taps, work = kh * kw * c, n * size[0] * size[1] * kh * kw * c * o
     band = _band(n, size[0], stride[0] * ((size[1] - 1) * stride[1] + kw) * c, work)
     threads = threads_for(n * -(-size[0] // band), work)
-    slab = ((band - 1) * stride[0] + kh) * ((size[1] - 1) * stride[1] + kw) * c
+    slab = ((band - 1) * stride[0] + kh) * ((size[1] - 1) * stride[1] + kw) * c + direct.SLACK
     w_step = taps * _up(o, WIDTH)
-    _keep, (packed, slabs, windows) = scratch(copies * w_step, threads * slab, threads * band * size[1] * taps * gathered)
+    _keep, (packed, slabs, windows) = scratch(
+        copies * w_step, threads * slab, threads * (band * size[1] * taps + direct.SLACK) * gathered
+    )
     steps = [step // 4 for step in w.strides[-4:]]
     packers = threads_for(copies * kh * kw * -(-o // WIDTH), copies * w_step)
     launch(direct.pack, packers, address(w), w.strides[0] // 4, *steps, copies, kh, kw, c, o, packed, packers)
@@ -124,12 +127,12 @@ def direct_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, stride: Pai
     taps, columns = kh * kw * c, direct.COLUMNS
     segments, length = (1, taps) if gathered else (kh, kw * c)
     work = n * ho * wo * taps * o
-    band = _band(n, ho, stride[0] * ((wo - 1) * stride[1] + kw) * c, work)
+    band = min(_band(n, ho, stride[0] * ((wo - 1) * stride[1] + kw) * c, work), max(1, PIXELS // wo))
     threads = threads_for(n * -(-ho // band), work)
     _keep, (sums, slabs, windows, g_packs) = scratch(
         threads * segments * _up(length, columns) * _up(o, WIDTH),
-        threads * (((band - 1) * stride[0] + kh) * ((wo - 1) * stride[1] + kw) * c + columns),
-        threads * (band * wo * taps + columns) * gathered,
+        threads * (((band - 1) * stride[0] + kh) * ((wo - 1) * stride[1] + kw) * c + direct.SLACK),
+        threads * (band * wo * taps + direct.SLACK) * gathered,
         threads * band * wo * _up(o, WIDTH) if o % WIDTH else 0,
     )
     launch(

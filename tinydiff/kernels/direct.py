@@ -15,7 +15,7 @@ import numpy as np
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import body, unpack
 from tinydiff.kernels.memory import copy, read, write, zero
-from tinydiff.kernels.microkernel import LANES, ROWS, WIDTH, gemm_tile
+from tinydiff.kernels.microkernel import LANES, ROWS, WIDTH, copy_lanes, gemm_tile
 
 _tile_full = gemm_tile(ROWS, 2, transposed=False)
 _tile_8 = gemm_tile(8, 2, transposed=False)
@@ -25,6 +25,7 @@ _tile_2 = gemm_tile(2, 2, transposed=False)
 _tile_1 = gemm_tile(1, 2, transposed=False)
 _tile_columns = gemm_tile(8, 2, transposed=True)
 COLUMNS = 8  # rows of the weight gradient's tile
+SLACK = 16  # floats that whole vectors and tiles may touch past the end of a slab
 
 
 @njit
@@ -73,15 +74,17 @@ def fill_slab(image, height, width, c, first_y, first_x, rows, columns, slab):  
 
 @njit
 def _windows(slab, columns, c, kh, kw, sh, sw, out_rows, out_columns, windows):  # type: ignore[no-untyped-def]
-    """im2col of a slab: (out_rows, out_columns, KH·KW·C)."""
-    taps = kh * kw * c
+    """im2col of a slab: (out_rows, out_columns, KH·KW·C). Reads and writes up to LANES floats past the ends.
+
+    Whole vectors are copied in the order of their addresses, so what one writes too much the next one overwrites.
+    """
     for y in range(out_rows):
-        for i in range(kh):
-            for k in range(kw * c):  # the longest loop innermost
-                source = ((y * sh + i) * columns) * c + k
-                target = y * out_columns * taps + i * kw * c + k
-                for x in range(out_columns):
-                    write(windows, target + x * taps, read(slab, source + x * sw * c))
+        for x in range(out_columns):
+            for i in range(kh):
+                source = slab + 4 * ((y * sh + i) * columns + x * sw) * c
+                for k in range(0, kw * c, LANES):
+                    copy_lanes(windows + 4 * k, source + 4 * k)
+                windows += 4 * kw * c
 
 
 @njit
@@ -126,8 +129,8 @@ def forward(args, thread):  # type: ignore[no-untyped-def]
     plain = top == 0 and left == 0 and (ho - 1) * sh + kh <= height and columns <= width and not gathered
     flat = plain and taps == c and sh == 1 and sw == 1 and width == wo and y_row == wo * y_pixel  # rows follow one another
     items = n * bands
-    slab = slabs + 4 * thread * ((band - 1) * sh + kh) * columns * c
-    windows = windows_of + 4 * thread * band * wo * taps
+    slab = slabs + 4 * thread * (((band - 1) * sh + kh) * columns * c + SLACK)
+    windows = windows_of + 4 * thread * (band * wo * taps + SLACK)
     for item in range(thread * items // threads, (thread + 1) * items // threads):
         image, first = item // bands, item % bands * band
         rows = min(band, ho - first)
@@ -221,14 +224,16 @@ def weight_grad(args, thread):  # type: ignore[no-untyped-def]
     items = n * bands
     aligned = o % WIDTH == 0
     flat = taps == c and c % COLUMNS == 0 and sh == 1 and sw == 1 and top == 0 and left == 0 and width == wo
-    slab = slabs + 4 * thread * (((band - 1) * sh + kh) * columns * c + COLUMNS)
-    windows = windows_of + 4 * thread * (band * wo * taps + COLUMNS)
+    slab = slabs + 4 * thread * (((band - 1) * sh + kh) * columns * c + SLACK)
+    windows = windows_of + 4 * thread * (band * wo * taps + SLACK)
     g_packed = g_packs + 4 * thread * band * wo * panels * WIDTH
     mine = sums + 4 * thread * size
     zero(mine, size)
     if not aligned:
         zero(g_packed, band * wo * panels * WIDTH)
-    zero(slab + 4 * ((band - 1) * sh + kh) * columns * c, COLUMNS)
+    zero(slab + 4 * ((band - 1) * sh + kh) * columns * c, SLACK)
+    if gathered:
+        zero(windows + 4 * band * wo * taps, SLACK)
     for item in range(thread * items // threads, (thread + 1) * items // threads):
         image, first = item // bands, item % bands * band
         rows = min(band, ho - first)

@@ -109,6 +109,18 @@ class Emitter:
         return self.builder.call(self.function(f"llvm.fma.v{LANES}f32", VECTOR, [VECTOR] * 3), [a, b, c])
 
 
+@intrinsic
+def copy_lanes(typingctx, target, source):  # type: ignore[no-untyped-def]
+    """Copies one vector between addresses."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        emit = Emitter(builder)
+        emit.store(emit.load(emit.pointer(args[1])), emit.pointer(args[0]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
 def gemm_tile(rows: int, vectors: int, *, transposed: bool) -> Any:
     """An intrinsic (a, lda, a_step, b, ldb, segments, length, bias, initial, ld_initial, c, ldc, columns) for one tile:
 
