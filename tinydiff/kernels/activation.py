@@ -34,15 +34,21 @@ def normal_cdf(x, e):  # type: ignore[no-untyped-def]
     return tail if x < _f(0) else _f(1) - tail
 
 
+@njit(forceinline=True)
+def _near(x):  # type: ignore[no-untyped-def]
+    """x within ±100, beyond which no sigmoid here changes, so that 0 · x² can't overflow; NaN stays."""
+    x = _f(-100) if _f(-100) > x else x
+    return _f(100) if _f(100) < x else x
+
+
 @Kernel
 def _gate(args, thread):  # type: ignore[no-untyped-def]
     x, out, a, b, size, threads = unpack(args, 6)
     a, b = from_bits(np.int32(a)), from_bits(np.int32(b))
     start, stop = share(size, thread, threads)
     for i in range(start, stop):
-        v = load(x, i)
-        square = min(v * v, _f(1e4))  # beyond 100 nothing changes, and 0 · x² must not overflow
-        store(out, i, v * mathfun.sigmoid(v * (a + b * square)))
+        v = _near(load(x, i))
+        store(out, i, load(x, i) * mathfun.sigmoid(v * (a + b * v * v)))
 
 
 @Kernel
@@ -51,10 +57,10 @@ def _gate_backward(args, thread):  # type: ignore[no-untyped-def]
     a, b = from_bits(np.int32(a)), from_bits(np.int32(b))
     start, stop = share(size, thread, threads)
     for i in range(start, stop):
-        v = load(x, i)
-        square = min(v * v, _f(1e4))
-        s = mathfun.sigmoid(v * (a + b * square))
-        store(out, i, load(g, i) * (s + v * (a + _f(3) * b * square) * (s - s * s)))
+        v = _near(load(x, i))
+        square = b * v * v
+        s = mathfun.sigmoid(v * (a + square))
+        store(out, i, load(g, i) * (s + v * (a + _f(3) * square) * (s - s * s)))
 
 
 @Kernel

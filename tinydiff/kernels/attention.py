@@ -2,9 +2,9 @@
 
 A thread takes BLOCK queries at a time: their scores against all keys (BLOCK × S floats) stay in its second-level cache from
 the first product to the last. Unlike on a GPU there is room for whole rows, so softmax needs no running rescale. The backward
-computes the scores again from the saved log-sum-exp. All five products run in the register tiles of `microkernel`, on keys and values
-repacked once per head: transposed panels of WIDTH keys where the sum runs over the head's size, plain padded rows where it
-runs over keys. Bound by FMA for heads of 64, by exp for heads of 16.
+computes the scores again from the saved log-sum-exp. All five products run in the register tiles of `microkernel`, on keys
+and values repacked once per head: transposed panels of WIDTH keys where the sum runs over the head's size, plain padded rows
+where it runs over keys. Bound by FMA for heads of 64, by exp for heads of 16.
 
 Inputs may be strided views, such as (N, L, heads, D) with the middle axes exchanged; results are laid out like them.
 """
