@@ -10,7 +10,9 @@ import numpy as np
 
 from tinydiff import io, models
 from tinydiff.autograd import no_grad
-from tinydiff.diffusion import denoiser, guide, make_schedule, noise_source, sample
+from tinydiff.diffusion import KINDS as PREDICTIONS
+from tinydiff.diffusion import SCHEDULES, denoiser, guide, make_schedule, noise_source, sample
+from tinydiff.diffusion.names import choose
 from tinydiff.images import grid, to_uint8
 from tinydiff.nn import Module, no_init
 from tinydiff.tensor import as_tensor
@@ -43,17 +45,37 @@ def model_folder(run: str | Path) -> Path:
     raise ValueError(f"{path} holds no model yet; train one with `tinydiff train denoiser --out {path}`")
 
 
+def check_card(card: dict[str, Any]) -> None:
+    """Raise ValueError for a card that lacks something or holds nonsense."""
+    whole = {"shape": list, "class_names": list, "model": dict}
+    if card.get("task") == "denoiser":
+        whole |= {"schedule": str, "predict": str}
+        choose(SCHEDULES, card.get("schedule", ""), "schedule")
+        choose(PREDICTIONS, card.get("predict", ""), "kind of prediction")
+    elif card.get("task") not in KINDS:
+        raise ValueError(f"its task is {card.get('task')!r}; expected one of {', '.join(KINDS)}")
+    for name, kind in whole.items():
+        if not isinstance(card.get(name), kind):
+            raise ValueError(f"its {name} is {card.get(name)!r}; expected a {kind.__name__}")
+    shape = card["shape"]
+    if len(shape) != 3 or not all(isinstance(size, int) and 0 < size <= 4096 for size in shape):
+        raise ValueError(f"its shape is {shape!r}; expected [height, width, channels]")
+    if not isinstance(card.get("pad", 0), int) or not 0 <= card.get("pad", 0) <= 64:
+        raise ValueError(f"its pad is {card['pad']!r}; expected a number of pixels, 0 to 64")
+
+
 def load_model(run: str | Path, task: str | None = None) -> tuple[Module, dict[str, Any]]:
     """The model of a run (or a shipped one, by name), ready to use, and its card. Raises ValueError if it is no `task`."""
     folder = model_folder(run)
     card = io.read_json(folder / "config.json")
-    kind = card.get("task")
-    if kind not in KINDS:
-        raise ValueError(f"{folder / 'config.json'}: task is {kind!r}; expected one of {', '.join(KINDS)}")
-    if task is not None and kind != task:
-        raise ValueError(f"{run} holds a {kind}, and a {task} is needed here")
-    with no_init():
-        model = KINDS[kind].from_config(card["model"])
+    try:
+        check_card(card)
+        with no_init():
+            model = KINDS[card["task"]].from_config(card["model"])
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        raise ValueError(f"{folder / 'config.json'} describes no model: {error}") from error
+    if task is not None and card["task"] != task:
+        raise ValueError(f"{run} holds a {card['task']}, and a {task} is needed here")
     layouts = {name: parameter.layout for name, parameter in model.named_parameters()}
     weights = io.load_weights(folder / "model.safetensors")
     model.load_state_dict({name: io.from_disk(name, array, layouts.get(name, "other")) for name, array in weights.items()})
