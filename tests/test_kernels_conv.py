@@ -1,5 +1,9 @@
 """The convolution and product kernels against plain float64 loops, and against each other by the adjoint identity."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -83,10 +87,7 @@ def close(found, expected, terms, factor=1.0):
     np.testing.assert_allclose(found, expected, rtol=0, atol=factor * 40 * FLOAT32 * np.sqrt(terms) + 1e-6)
 
 
-def looseness(case):
-    """Winograd's 4×4 tiles round some ten times worse than a plain sum."""
-    _, _, _, c, kh, kw, o, stride, *_ = case
-    return 10 if conv.algorithm((kh, kw), stride, c, o) == "winograd_f4" else 1
+WINOGRAD = 10  # times the error of a plain sum
 
 
 @settings(max_examples=150, deadline=None)
@@ -105,7 +106,7 @@ def test_conv2d(case, bias_kind, with_residual):
     if with_residual:
         expected += g
     found = conv.conv2d(x, w, bias, g if with_residual else None, stride=stride, padding=padding)
-    close(found, expected, w[..., 0].size, looseness(case))
+    close(found, expected, w[..., 0].size, WINOGRAD)
 
 
 @settings(max_examples=150, deadline=None)
@@ -114,9 +115,7 @@ def test_input_grad(case):
     stride, padding = case[-3:-1]
     x, w, g = arrays(case)
     found = conv.conv2d_input_grad(g, w, input_size=x.shape[1:3], stride=stride, padding=padding)
-    close(
-        found, naive_input_grad(g.astype(float), w.astype(float), x.shape[1:3], stride, padding), w[:, :, 0].size, looseness(case)
-    )
+    close(found, naive_input_grad(g.astype(float), w.astype(float), x.shape[1:3], stride, padding), w[:, :, 0].size, WINOGRAD)
 
 
 @settings(max_examples=150, deadline=None)
@@ -125,9 +124,7 @@ def test_weight_grad(case):
     stride, padding = case[-3:-1]
     x, w, g = arrays(case)
     found = conv.conv2d_weight_grad(x, g, kernel_size=w.shape[:2], stride=stride, padding=padding)
-    close(
-        found, naive_weight_grad(x.astype(float), g.astype(float), w.shape[:2], stride, padding), g[..., 0].size, looseness(case)
-    )
+    close(found, naive_weight_grad(x.astype(float), g.astype(float), w.shape[:2], stride, padding), g[..., 0].size, WINOGRAD)
 
 
 @pytest.mark.parametrize("bad", [np.float64, np.float16])
@@ -176,9 +173,9 @@ def test_winograd(case):
         conv.conv2d(x, w, g[0, 0, 0], g, **options), naive_conv2d(x64, w64, stride, padding) + g + g[0, 0, 0], w[..., 0].size, 10
     )
     dx = conv.conv2d_input_grad(g, w, input_size=x.shape[1:3], **options)
-    close(dx, naive_input_grad(g64, w64, x.shape[1:3], stride, padding), w[:, :, 0].size, 10)
+    close(dx, naive_input_grad(g64, w64, x.shape[1:3], stride, padding), w[:, :, 0].size, WINOGRAD)
     dw = conv.conv2d_weight_grad(x, g, kernel_size=(3, 3), **options)
-    close(dw, naive_weight_grad(x64, g64, (3, 3), stride, padding), g[..., 0].size, 10)
+    close(dw, naive_weight_grad(x64, g64, (3, 3), stride, padding), g[..., 0].size, WINOGRAD)
 
 
 @settings(max_examples=150, deadline=None)
@@ -196,3 +193,80 @@ def test_every_algorithm_takes_every_shape(case, force):
     close(dx, naive_input_grad(g64, w64, x.shape[1:3], stride, padding), w[:, :, 0].size)
     dw = conv.conv2d_weight_grad(x, g, kernel_size=w.shape[:2], **options)
     close(dw, naive_weight_grad(x64, g64, w.shape[:2], stride, padding), g[..., 0].size)
+
+
+@pytest.mark.parametrize("force", ["direct", "im2col", "shift_add", "winograd_f4"])
+@settings(max_examples=40, deadline=None)
+@given(cases(kernel=(3, 3), stride=(1, 1)))
+def test_the_three_directions_are_adjoint(force, case):
+    """⟨g, conv(x, w)⟩ = ⟨x, input_grad(g, w)⟩ = ⟨w, weight_grad(x, g)⟩."""
+    stride, padding = case[-3:-1]
+    x, w, g = arrays(case)
+    options = {"stride": stride, "padding": padding, "force": force}
+    forward = conv.conv2d(x, w, **options).astype(float)
+    by_x = conv.conv2d_input_grad(g, w, input_size=x.shape[1:3], **options).astype(float)
+    by_w = conv.conv2d_weight_grad(x, g, kernel_size=w.shape[:2], **options).astype(float)
+    scale = np.sqrt(g.size * w[..., 0].size)  # the standard deviation of the form itself
+    assert abs((g * forward).sum() - (x * by_x).sum()) < 1e-4 * scale
+    assert abs((g * forward).sum() - (w * by_w).sum()) < 1e-4 * scale
+
+
+def test_algorithm_follows_the_shape():
+    assert conv.algorithm((3, 3), (1, 1), 64, 64, (64, 14, 14)) == "winograd_f4"
+    assert conv.algorithm((3, 3), (2, 2), 64, 64, (64, 14, 14)) == "direct"
+    assert conv.algorithm((3, 3), (1, 1), 64, 64, (1, 4, 4)) == "direct"  # too few pixels for the weights' transform
+    assert conv.algorithm((3, 3), (1, 1), 1, 64, (64, 28, 28)) == "im2col"
+    assert conv.algorithm((3, 3), (1, 1), 64, 1, (64, 28, 28)) == "shift_add"
+    assert conv.algorithm((1, 1), (1, 1), 64, 64, (64, 28, 28)) == "direct"
+
+
+def test_precise_keeps_away_from_winograd(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 28, 28, 64), (3, 3, 64, 64)))
+    ordinary, direct = conv.conv2d(x, w), conv.conv2d(x, w, force="direct")
+    monkeypatch.setattr(conv, "precise", True)
+    assert np.array_equal(conv.conv2d(x, w), direct) and not np.array_equal(ordinary, direct)
+
+
+@pytest.mark.parametrize("force", ["direct", "im2col", "shift_add", "winograd_f4"])
+def test_same_bits_every_time(force):
+    rng = np.random.default_rng(0)
+    x, g = (rng.standard_normal((16, 20, 20, 24)).astype(np.float32) for _ in range(2))
+    options = {"kernel_size": (3, 3), "stride": (1, 1), "padding": ((1, 1), (1, 1)), "force": force}
+    assert len({conv.conv2d_weight_grad(x, g, **options).tobytes() for _ in range(5)}) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases())
+def test_layout_does_not_matter_and_inputs_are_not_written(case):
+    stride, padding = case[-3:-1]
+    x, w, g = arrays(case)
+    turned = [np.ascontiguousarray(a.T).T for a in (x, w, g)]
+    for array in (x, w, g, *turned):
+        array.flags.writeable = False
+    for a, b in [
+        [conv.conv2d(u, v, stride=stride, padding=padding) for u, v in ((x, w), turned[:2])],
+        [conv.conv2d_input_grad(v, u, input_size=x.shape[1:3], stride=stride, padding=padding) for u, v in ((w, g), turned[1:])],
+        [
+            conv.conv2d_weight_grad(u, v, kernel_size=w.shape[:2], stride=stride, padding=padding)
+            for u, v in ((x, g), turned[::2])
+        ],
+    ]:
+        assert np.array_equal(a, b)
+
+
+def test_zero_sizes_are_declined():
+    x, w = np.ones((0, 4, 4, 2), np.float32), np.ones((3, 3, 2, 2), np.float32)
+    assert conv.conv2d(x, w) is NotImplemented
+    assert gemm.matmul(np.ones((3, 0), np.float32), np.ones((0, 2), np.float32)) is NotImplemented
+
+
+def test_one_compilation_serves_every_process(tmp_path):
+    """A second process finds every kernel in the disk cache."""
+    program = "from numba.core import event\nseen = []\n"
+    program += "class L(event.Listener):\n    on_start = lambda self, e: seen.append(e)\n    on_end = lambda self, e: None\n"
+    program += "event.register('numba:run_pass', L())\nfrom tinydiff.kernels import conv, gemm\nprint(len(seen))"
+    environment = os.environ | {"TINYDIFF_CACHE_DIR": str(tmp_path), "TINYDIFF_QUIET": "1"}
+    runs = [subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True) for _ in range(2)]
+    first, second = (int(run.stdout) for run in runs)
+    assert first > 0 and second == 0

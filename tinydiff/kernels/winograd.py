@@ -5,8 +5,6 @@ The transforms B, G and A turn a tile's convolution into 36 products point by po
 multiplies with the transformed weights U into M (36, tiles, O), and transforms M into pixels, bias and residual added; V and M
 stay in its L2 cache. The weight gradient is the same with 3×3 outputs and the gradient's 4×4 tiles as filters, V and that
 transform multiplied over the tiles. Bound by FMA for many channels, by the transforms for few.
-
-Error against float64, relative to the outputs' standard deviation, 64 to 320 channels: see `conv.ERRORS`.
 """
 
 from __future__ import annotations
