@@ -673,6 +673,19 @@ for _shape, _weight, _stride, _padding in (
     large("conv2d_weight_grad", _shape, _size, kernel_size=_weight[:2], stride=_stride, padding=_padding)
 large("conv2d", (2, 16, 16, 32), (3, 3, 32, 48), (2, 48), padding=1, residual=None)
 
+# The same where the work is shared between threads, unevenly.
+for _name in ("tanh", "sigmoid", "silu", "gelu", "quick_gelu"):
+    large(_name, (9, 129, 131))
+large("sum", (3001, 65), axis=0, keepdims=True)
+large("sum_to", (3001, 65), shape=(65,))
+large("softmax", (1201, 129), axis=-1)
+large("concat", [(3, 33, 29, 40), (3, 33, 29, 25)], axis=-1)
+large("upsample_nearest2d", (3, 33, 29, 48))
+large("group_norm", (1, 61, 53, 64), 8, (64,), (64,), activation="silu")
+large("group_norm", (5, 31, 29, 48), 4, (48,), (48,))
+large("layer_norm", (1601, 96), (96,), (96,))
+large("matmul", (301, 307), (307, 299))
+
 odd("add", (600, 500), (500,))
 odd("add", (600, 500), (600, 1))
 odd("add", (600, 500), 1.5)
