@@ -93,7 +93,7 @@ def test_contenders_take_turns() -> None:
     def contender(name: str) -> Any:
         def run() -> None:
             order.append(name)
-            time.sleep(harness.SHORT)
+            time.sleep(1.1 * harness.SHORT)
 
         return run
 
