@@ -51,8 +51,28 @@ class _Notice(event.Listener):
         pass
 
 
+def _start_pool() -> None:
+    """Start the thread pool with threads that wait for work asleep after some 20 microseconds.
+
+    GNU OpenMP's threads spin for many milliseconds instead. Alone on the machine that makes no difference, but where another
+    process wants a core, each barrier then waits for a whole time slice: a training step took 20 to 30 times as long. The
+    variable is read when the library is loaded; it is set for just that moment, and never over the user's own choice.
+    """
+    from numba.np.ufunc import parallel
+
+    chosen = any(name in os.environ for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"))
+    if not chosen:
+        os.environ["GOMP_SPINCOUNT"] = "300"
+    try:
+        parallel._launch_threads()
+    finally:
+        if not chosen:
+            del os.environ["GOMP_SPINCOUNT"]
+
+
 numba.config.CACHE_DIR = str(cache_folder())
 event.register("numba:compile", _Notice())
+_start_pool()
 
 
 def njit(*args: Any, **options: Any) -> Any:
