@@ -80,7 +80,6 @@ def test_the_module_is_the_command() -> None:
     [
         (["smaple"], "did you mean sample?"),
         (["sample", "RUN", "--stpes", "3"], "--steps"),
-        (["sample", "RUN"], "--out grid.png"),
         (["sample", "RUN", "--out", "no/such/folder.png"], "no folder no/such"),
         (["sample", "RUN", "--sampler", "ddmi", "--out", "a.png"], "'ddmi' is not one of"),
         (["sample", "RUN", "--steps", "0", "--out", "a.png"], "0 is not in the range"),
@@ -125,6 +124,7 @@ def test_a_command_line_that_makes_no_sense(
     ("arguments", "words"),
     [
         (["sample", "nowhere", "--out", "a.png"], "nowhere: no such run folder"),
+        (["sample", "no\nwhere", "--out", "a.png"], "no where: no such run folder"),
         (["sample", ".", "--out", "a.png"], "holds no model yet"),
         (["sample", "JUDGE", "--out", "a.png"], "holds a classifier, and a denoiser is needed"),
         (["train", "denoiser", "--out", "new", "--data", "digitz"], "did you mean digits?"),
@@ -233,6 +233,17 @@ def test_a_grid_carries_its_settings(runs: dict[str, str], tmp_path: Path, capsy
     capsys.readouterr()
     assert main([*command, "--out", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["weights"] == metadata_hash
+
+
+def test_with_nothing_said_a_grid_of_all_classes_is_drawn(
+    runs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main(["sample", runs["denoiser"], "--steps", "1"]) == 0
+    assert capsys.readouterr().out == "samples.png\n"
+    with Image.open("samples.png") as picture:
+        assert picture.size == ((8 * 29 - 1) * 2, (10 * 29 - 1) * 2)
 
 
 def test_evaluation_prints_what_a_program_can_read(runs: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -316,6 +316,13 @@ def test_steps_see_different_randomness_and_the_same_step_the_same() -> None:
     assert not any(np.array_equal(a, b) for a, b in zip(first, second))
 
 
+def test_a_config_that_lacks_something_is_refused() -> None:
+    config = tasks.configure("denoiser", "small", TINY)
+    del config["predict"], config["lr"]
+    with pytest.raises(ValueError, match="lacks lr, predict"):
+        tasks.make_task(config)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -100,8 +100,12 @@ def _same_kind(before: Any, value: Any) -> bool:
 
 
 def make_task(config: Config) -> Task:
-    """The task that a configuration describes, with its data loaded."""
-    return choose(TASKS, config.get("task", ""), "task")(config)
+    """The task that a configuration describes, with its data loaded. Raises ValueError for one that lacks something."""
+    chosen = choose(TASKS, config.get("task", ""), "task")
+    missing = [name for name in {**COMMON, **chosen.DEFAULTS, "model": {}} if name not in config]
+    if missing:
+        raise ValueError(f"the configuration of this run lacks {', '.join(missing)}; was it made by another version?")
+    return chosen(config)
 
 
 class _OnPictures:

@@ -107,7 +107,7 @@ def doctor(as_json: bool) -> None:
         return
     for finding in findings:
         mark = {"ok": " ", "missing": "-", "warning": "!"}[finding.status]
-        print(f"{mark} {finding.what:16}{finding.found}" + (f"\n{'':18}→ {finding.fix}" if finding.fix else ""))
+        print(f"{mark} {finding.what:18}{finding.found}" + (f"\n{'':20}→ {finding.fix}" if finding.fix else ""))
 
 
 @click.group()

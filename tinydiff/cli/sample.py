@@ -25,7 +25,7 @@ File = click.Path(dir_okay=False, path_type=Path)
 @click.option("--cfg", type=float, default=2.0, show_default=True, help="Guidance; 1 is none.")
 @click.option("--eta", type=click.FloatRange(0, 1), help="Fresh noise in ddim, from 0 to 1.  [default: 0]")
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Pictures at once.")
-@click.option("--out", type=File, help="PNG: a grid, a row for each class if there are several.")
+@click.option("--out", type=File, help="PNG: a grid, a row for each class if there are several.  [default: samples.png]")
 @click.option("--gif", type=File, help="GIF: noise becoming pictures.")
 @click.option("--npz", type=File, help="NumPy file: images (N, H, W[, C]) uint8, and labels.")
 @device
@@ -54,9 +54,9 @@ def sample(
         raise click.UsageError(f"--eta is for the sampler ddim, not {sampler}; leave it out")
     if not np.isfinite(cfg):
         raise click.BadParameter(f"{cfg} is not a finite number; 1 is no guidance", param_hint="--cfg")
+    if out is None and gif is None and npz is None:
+        out = Path("samples.png")
     files = [path for path in (out, gif, npz) if path is not None]
-    if not files:
-        raise click.UsageError("say where to: --out grid.png, --gif film.gif or --npz samples.npz")
     for path in files:
         if not path.absolute().parent.is_dir():
             raise click.UsageError(f"{path}: there is no folder {path.parent}; make it first")
