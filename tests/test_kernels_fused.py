@@ -319,6 +319,7 @@ def test_softmax_of_special_values() -> None:
     assert np.isnan(y[0]).all() and np.isnan(y[3]).all()
     np.testing.assert_array_equal(y[[1, 2]], [[0, 0.5, 0, 0.5], [0.5, 0, 0, 0.5]])
     np.testing.assert_array_equal(y[4], 0.25)
+    np.testing.assert_array_equal(softmax.softmax(np.float32([[-1000, -10, -1000, -10]])), [[0, 0.5, 0, 0.5]])
 
 
 # Attention.

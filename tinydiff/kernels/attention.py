@@ -149,8 +149,8 @@ def _forward(args, thread):  # type: ignore[no-untyped-def]
                     total += e
                     write(s, at + j, e)
                 zero(s + (at + limit) * 4, seen - limit)
-                # Nothing to attend: the sum is 0, the result 0, and an infinite log-sum-exp makes the backward's weights 0.
-                write(lse, item * length + first + i, base + log(total) if top > -_INF or top != top else _INF)
+                # With nothing to attend the sum and the result are 0; any finite log-sum-exp then gives the backward weights of 0.
+                write(lse, item * length + first + i, base + log(total) if total != _f(0) else _f(0))
                 write(result, BLOCK * wide + i, _f(1) / total if total != _f(0) else _f(0))
             _product(s, lds, values, wide, seen, 0, result, wide, rows, width)
             for i in range(count):
