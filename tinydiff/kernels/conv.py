@@ -30,6 +30,7 @@ precise = False
 
 SLAB = 64 * 1024  # floats: the input under a band of rows, together with what it is multiplied with, stays in L2
 PIXELS = 192  # that the weight gradient multiplies over at a time: a panel of the gradient stays in L1
+UNPACKED = 200  # pixels (rows of a product) up to which weights aren't packed
 BLOCK = 256 * ROWS  # Winograd: tiles × channels that a thread takes at a time, for the same reason
 SMALL = 500_000  # multiplications under which a second thread costs more than it brings
 
@@ -93,27 +94,30 @@ def direct_forward(
 ) -> None:
     """y = conv(x, w) + bias + residual by products of rows.
 
-    w is (KH, KW, C, O) or (N, KH, KW, C, O), of any strides; `first` is the (top, left) padding, negative to begin inside; pixel
+    w (KH, KW, C, O) may have any strides; `first` is the (top, left) padding, negative to begin inside; pixel
     (n, i, j) of y begins at place[0] + n·place[1] + i·place[2] + j·place[3], in floats.
     """
     n, height, width, c = x.shape
-    kh, kw, _, o = w.shape[-4:]
-    copies = 1 if w.ndim == 4 else n
+    kh, kw, _, o = w.shape
     gathered = how == "im2col"
     taps, work = kh * kw * c, n * size[0] * size[1] * kh * kw * c * o
     band = _band(n, size[0], stride[0] * ((size[1] - 1) * stride[1] + kw) * c, work)
     threads = threads_for(n * -(-size[0] // band), work)
     slab = ((band - 1) * stride[0] + kh) * ((size[1] - 1) * stride[1] + kw) * c + direct.SLACK
-    w_step = taps * _up(o, WIDTH)
+    # Where few pixels use the weights, panels are taken from where they lie, and no time is spent on packing.
+    packs = o % WIDTH > 0 or n * size[0] * size[1] > UNPACKED or not w.flags.c_contiguous
+    panel, ldb = (taps * WIDTH, WIDTH) if packs else (WIDTH, o)
     _keep, (packed, slabs, windows) = scratch(
-        copies * w_step, threads * slab, threads * (band * size[1] * taps + direct.SLACK) * gathered
+        taps * _up(o, WIDTH) * packs, threads * slab, threads * (band * size[1] * taps + direct.SLACK) * gathered
     )
-    steps = [step // 4 for step in w.strides[-4:]]
-    packers = threads_for(copies * kh * kw * -(-o // WIDTH), copies * w_step)
-    launch(direct.pack, packers, address(w), w.strides[0] // 4, *steps, copies, kh, kw, c, o, packed, packers)
+    if packs:
+        packers = threads_for(kh * kw * -(-o // WIDTH), taps * o)
+        launch(direct.pack, packers, address(w), *(step // 4 for step in w.strides), kh, kw, c, o, packed, packers)
+    else:
+        packed = address(w)
     launch(
         direct.forward, threads, address(x), address(bias), 0 if bias is None or bias.ndim == 1 else o, address(residual),
-        address(y), packed, 0 if copies == 1 else w_step, slabs, windows,
+        address(y), packed, panel, ldb, slabs, windows,
         n, height, width, c, kh, kw, *stride, *first, *size, o, *place, band, gathered, threads,
     )  # fmt: skip
 
@@ -126,7 +130,7 @@ def _shift_add(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y: np.nda
     rows = (band - 1) * stride[0] + kh
     _keep, (packed, products) = scratch(c * _up(columns, WIDTH), threads * rows * width * _up(columns, WIDTH))
     taps = np.ascontiguousarray(w.transpose(2, 0, 1, 3))
-    launch(direct.pack, 1, address(taps), 0, 0, 0, columns, 1, 1, 1, 1, c, columns, packed, 1)
+    launch(direct.pack, 1, address(taps), 0, 0, columns, 1, 1, 1, c, columns, packed, 1)
     launch(
         direct.shift_add, threads, address(x), address(bias), 0 if bias is None or bias.ndim == 1 else o, address(residual),
         address(y), packed, products, n, height, width, c, kh, kw, *stride, *first, ho, wo, o, band, threads,

@@ -46,13 +46,12 @@ def pack_tap(w, s_c, s_o, c, columns, panel):  # type: ignore[no-untyped-def]
 
 @body
 def pack(args, thread):  # type: ignore[no-untyped-def]
-    """Weights with any strides into panels (copies, ceil(O / WIDTH), KH, KW, C, WIDTH), zero-padded."""
-    w, s_copy, s_kh, s_kw, s_c, s_o, copies, kh, kw, c, o, packed, threads = unpack(args, 13)
-    panels = (o + WIDTH - 1) // WIDTH
-    items = copies * panels * kh * kw
+    """Weights with any strides into panels (ceil(O / WIDTH), KH, KW, C, WIDTH), zero-padded."""
+    w, s_kh, s_kw, s_c, s_o, kh, kw, c, o, packed, threads = unpack(args, 11)
+    items = (o + WIDTH - 1) // WIDTH * kh * kw
     for item in range(thread * items // threads, (thread + 1) * items // threads):
-        n, j, y, x = item // (panels * kh * kw), item // (kh * kw) % panels, item // kw % kh, item % kw
-        source = w + 4 * (n * s_copy + y * s_kh + x * s_kw + j * WIDTH * s_o)
+        j, y, x = item // (kh * kw), item // kw % kh, item % kw
+        source = w + 4 * (y * s_kh + x * s_kw + j * WIDTH * s_o)
         pack_tap(source, s_c, s_o, c, min(WIDTH, o - j * WIDTH), packed + 4 * item * c * WIDTH)
 
 
@@ -88,9 +87,9 @@ def _windows(slab, columns, c, kh, kw, sh, sw, out_rows, out_columns, windows): 
 
 
 @njit
-def _tile_rows(a, lda, step, b, segments, length, bias, initial, ld_initial, c, ldc, columns, left):  # type: ignore[no-untyped-def]
+def _tile_rows(a, lda, step, b, ldb, segments, length, bias, initial, ld_initial, c, ldc, columns, left):  # type: ignore[no-untyped-def]
     """Multiplies the largest tile of the `left` rows, and says how many rows that was."""
-    args = (a, lda, step, b, WIDTH, segments, length, bias, initial, ld_initial, c, ldc, columns)
+    args = (a, lda, step, b, ldb, segments, length, bias, initial, ld_initial, c, ldc, columns)
     if left >= ROWS and left != 16:
         _tile_full(*args)
         return ROWS
@@ -112,16 +111,16 @@ def _tile_rows(a, lda, step, b, segments, length, bias, initial, ld_initial, c, 
 
 @body
 def forward(args, thread):  # type: ignore[no-untyped-def]
-    """y = conv(x, w) + bias + residual by bands of `band` rows, from packed weights, `w_step` floats apart for each image.
+    """y = conv(x, w) + bias + residual by bands of `band` rows, from panels of weights, `panel` floats apart, rows `ldb` apart.
 
     `gathered`: the slab holds whole windows.
     """
     (
-        x, bias, bias_step, residual, y, packed, w_step, slabs, windows_of,
+        x, bias, bias_step, residual, y, packed, panel, ldb, slabs, windows_of,
         n, height, width, c, kh, kw, sh, sw, top, left, ho, wo, o,
         y_base, y_image, y_row, y_pixel,  # where in y (and residual) a pixel lies
         band, gathered, threads,
-    ) = unpack(args, 29)  # fmt: skip
+    ) = unpack(args, 30)  # fmt: skip
     taps = kh * kw * c
     panels = (o + WIDTH - 1) // WIDTH
     bands = (ho + band - 1) // band
@@ -145,7 +144,7 @@ def forward(args, thread):  # type: ignore[no-untyped-def]
             _windows(slab, columns, c, kh, kw, sh, sw, rows, wo, windows)
             a, lda, a_row, step, segments, length = windows, taps, wo * taps, 0, 1, taps
         for j in range(panels):
-            b = packed + 4 * (image * w_step + j * taps * WIDTH)
+            b = packed + 4 * j * panel
             add = bias + 4 * (image * bias_step + j * WIDTH) if bias != 0 else 0
             wanted = min(WIDTH, o - j * WIDTH)
             for row in range(1 if flat else rows):
@@ -156,7 +155,7 @@ def forward(args, thread):  # type: ignore[no-untyped-def]
                 while done < run:
                     start = residual + at if residual != 0 else 0
                     count = _tile_rows(
-                        a_now, lda, step, b, segments, length, add, start, y_pixel, y + at, y_pixel, wanted, run - done
+                        a_now, lda, step, b, ldb, segments, length, add, start, y_pixel, y + at, y_pixel, wanted, run - done
                     )
                     done += count
                     a_now += 4 * count * lda
@@ -189,7 +188,7 @@ def shift_add(args, thread):  # type: ignore[no-untyped-def]
             b, done = packed + 4 * j * c * WIDTH, 0
             while done < run:
                 a, product = source + 4 * done * c, z + 4 * (done * stride + j * WIDTH)
-                done += _tile_rows(a, c, 0, b, 1, c, 0, 0, stride, product, stride, WIDTH, run - done)
+                done += _tile_rows(a, c, 0, b, WIDTH, 1, c, 0, 0, stride, product, stride, WIDTH, run - done)
         for row in range(first, last):
             at = ((image * ho + row) * wo) * o
             for k in range(wo * o):
