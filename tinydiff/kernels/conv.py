@@ -20,7 +20,7 @@ import numpy as np
 from tinydiff.kernels import direct, winograd
 from tinydiff.kernels.launch import launch
 from tinydiff.kernels.memory import address, scratch
-from tinydiff.kernels.microkernel import LANES, ROWS, WIDTH
+from tinydiff.kernels.microkernel import COLUMNS, LANES, ROWS, WIDTH
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
@@ -141,13 +141,13 @@ def direct_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, stride: Pai
     """dw (KH, KW, C, O) from x (N, H, W, C) and g (N, Ho, Wo, O) by products over rows of pixels."""
     (n, height, width, c), (_, ho, wo, o), (kh, kw) = x.shape, g.shape, dw.shape[:2]
     gathered = how == "im2col"
-    taps, columns = kh * kw * c, direct.COLUMNS
+    taps = kh * kw * c
     segments, length = (1, taps) if gathered else (kh, kw * c)
     work = n * ho * wo * taps * o
     band = min(_band(n, ho, stride[0] * ((wo - 1) * stride[1] + kw) * c, work), max(1, PIXELS // wo))
     threads = threads_for(n * -(-ho // band), work)
     _keep, (sums, slabs, windows, g_packs) = scratch(
-        threads * segments * _up(length, columns) * _up(o, WIDTH),
+        threads * segments * _up(length, COLUMNS) * _up(o, WIDTH),
         threads * (((band - 1) * stride[0] + kh) * ((wo - 1) * stride[1] + kw) * c + direct.SLACK),
         threads * (band * wo * taps + direct.SLACK) * gathered,
         threads * band * wo * _up(o, WIDTH) if o % WIDTH else 0,
@@ -156,7 +156,7 @@ def direct_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, stride: Pai
         direct.weight_grad, threads, address(x), address(g), sums, slabs, windows, g_packs,
         n, height, width, c, kh, kw, *stride, *first, ho, wo, o, band, gathered, threads,
     )  # fmt: skip
-    direct.reduce_sums(sums, threads, segments, length, _up(length, columns), o, address(dw))
+    direct.reduce_sums(sums, threads, segments, length, _up(length, COLUMNS), o, address(dw))
 
 
 def _winograd_plan(n: int, size: Pair, c: int, o: int) -> tuple[int, int, list[int]]:
@@ -184,7 +184,7 @@ def _winograd_forward(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y:
 def _winograd_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, first: Pair) -> None:
     (n, height, width, c), (_, ho, wo, o) = x.shape, g.shape
     threads, block, sizes = _winograd_plan(n, (ho, wo), c, o)
-    _keep, (sums, v, d) = scratch(threads * winograd.POINTS**2 * _up(c, winograd.COLUMNS) * _up(o, WIDTH), *sizes)
+    _keep, (sums, v, d) = scratch(threads * winograd.POINTS**2 * _up(c, COLUMNS) * _up(o, WIDTH), *sizes)
     launch(
         winograd.weight_grad, threads, address(x), address(g), sums, v, d,
         n, height, width, c, *first, ho, wo, o, block, threads,

@@ -15,16 +15,15 @@ import numpy as np
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import body, unpack
 from tinydiff.kernels.memory import copy, read, write, zero
-from tinydiff.kernels.microkernel import LANES, ROWS, WIDTH, copy_lanes, gemm_tile
+from tinydiff.kernels.microkernel import COLUMNS, LANES, ROWS, VECTORS, WIDTH, copy_lanes, gemm_tile
 
-_tile_full = gemm_tile(ROWS, 2, transposed=False)
-_tile_8 = gemm_tile(8, 2, transposed=False)
-_tile_7 = gemm_tile(7, 2, transposed=False)
-_tile_4 = gemm_tile(4, 2, transposed=False)
-_tile_2 = gemm_tile(2, 2, transposed=False)
-_tile_1 = gemm_tile(1, 2, transposed=False)
-_tile_columns = gemm_tile(8, 2, transposed=True)
-COLUMNS = 8  # rows of the weight gradient's tile
+_tile_full = gemm_tile(ROWS, VECTORS, transposed=False)
+_tile_8 = gemm_tile(8, VECTORS, transposed=False)
+_tile_7 = gemm_tile(7, VECTORS, transposed=False)
+_tile_4 = gemm_tile(4, VECTORS, transposed=False)
+_tile_2 = gemm_tile(2, VECTORS, transposed=False)
+_tile_1 = gemm_tile(1, VECTORS, transposed=False)
+_tile_columns = gemm_tile(COLUMNS, VECTORS, transposed=True)
 SLACK = 16  # floats that whole vectors and tiles may touch past the end of a slab
 
 

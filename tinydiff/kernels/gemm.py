@@ -34,7 +34,7 @@ def matmul(a: np.ndarray, b: np.ndarray) -> Any:
     if not float32(a, b) or a.ndim < 2 or b.ndim != 2:
         return NotImplemented
     if a.ndim == 2 and a.flags.f_contiguous and not a.flags.c_contiguous:
-        if not pays(*a.shape, b.shape[1], summed=True):
+        if not pays(a.shape[0], a.shape[1], b.shape[1], summed=True):
             return NotImplemented
         product = np.empty((1, 1, a.shape[0], b.shape[1]), np.float32)
         columns, rows = a.T[None, :, None], np.ascontiguousarray(b)[None, :, None]
@@ -45,7 +45,7 @@ def matmul(a: np.ndarray, b: np.ndarray) -> Any:
 
 def linear(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None = None) -> Any:
     """x (…, K) with w (K, N), plus bias (N,): (…, N)."""
-    if not float32(x, w, bias) or not pays(x.size // x.shape[-1], *w.shape, summed=False):
+    if not float32(x, w, bias) or not pays(x.size // x.shape[-1], w.shape[0], w.shape[1], summed=False):
         return NotImplemented
     rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
     return _rows(rows, w, None if bias is None else np.ascontiguousarray(bias)).reshape(*x.shape[:-1], w.shape[1])

@@ -18,17 +18,17 @@ from numba.extending import intrinsic
 I16, I32, I64, F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
-def _registers() -> tuple[int, int, int]:
-    """Floats in a vector, rows in the largest tile and vectors in its width, for the processor at hand."""
+def _registers() -> tuple[int, int, int, int]:
+    """Floats in a vector, rows of the largest tile, rows of a transposed one and vectors across both, for this processor."""
     features = llvmlite.binding.get_host_cpu_features()
     if features.get("avx512f"):
-        return 16, 14, 2  # 28 accumulators of 32 registers
+        return 16, 14, 8, 2  # 28 accumulators of 32 registers
     if features.get("avx2") or features.get("fma"):
-        return 8, 6, 2  # 12 of 16
-    return 4, 8, 2  # NEON: 16 of 32, latency 4 on up to 4 pipes
+        return 8, 6, 4, 2  # 12 of 16
+    return 4, 8, 8, 2  # NEON: 16 of 32, latency 4 on up to 4 pipes
 
 
-LANES, ROWS, VECTORS = _registers()
+LANES, ROWS, COLUMNS, VECTORS = _registers()
 WIDTH = LANES * VECTORS  # columns of a tile, and of a packed panel of B
 VECTOR = ir.VectorType(F32, LANES)
 MASK = ir.VectorType(ir.IntType(1), LANES)

@@ -20,10 +20,9 @@ from tinydiff.kernels.direct import pack_tap
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import body, unpack
 from tinydiff.kernels.memory import read, write, zero
-from tinydiff.kernels.microkernel import I64, LANES, ROWS, VECTOR, WIDTH, Emitter, gemm_tile
+from tinydiff.kernels.microkernel import COLUMNS, I64, LANES, ROWS, VECTOR, VECTORS, WIDTH, Emitter, gemm_tile
 
 Matrix = list[list[Fraction]]
-COLUMNS = 8  # rows of the weight gradient's tile
 
 
 def cook_toom(outputs: int, taps: int, points: list[int]) -> tuple[Matrix, Matrix, Matrix]:
@@ -174,8 +173,8 @@ _weights = transform(_G)
 _pixels = transform(_A, final=True)
 _gradient = transform(_G_GRAD, edges=True)
 _weights_grad = transform(_A_GRAD, final=True)
-_tile = gemm_tile(ROWS, 2, transposed=False)
-_tile_columns = gemm_tile(COLUMNS, 2, transposed=True)
+_tile = gemm_tile(ROWS, VECTORS, transposed=False)
+_tile_columns = gemm_tile(COLUMNS, VECTORS, transposed=True)
 
 
 @njit
