@@ -149,7 +149,7 @@ def _forward(args, thread):  # type: ignore[no-untyped-def]
                     total += e
                     write(s, at + j, e)
                 zero(s + (at + limit) * 4, seen - limit)
-                # With nothing to attend the sum and the result are 0; any finite log-sum-exp then gives the backward weights of 0.
+                # With nothing to attend, sum and result are 0; any finite log-sum-exp then gives the backward weights of 0.
                 write(lse, item * length + first + i, base + log(total) if total != _f(0) else _f(0))
                 write(result, BLOCK * wide + i, _f(1) / total if total != _f(0) else _f(0))
             _product(s, lds, values, wide, seen, 0, result, wide, rows, width)
