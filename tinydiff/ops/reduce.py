@@ -185,6 +185,16 @@ def _(g: Tensor, out: Tensor, axis: int) -> Tensor:
     return sub(g, mul(exp(out), sum(g, axis, keepdims=True)))
 
 
+@log_softmax.kernel("numpy", above=LARGE)
+def _(x: Array, axis: int) -> Any:
+    return kernels.softmax.log_softmax(x) if axis in (-1, x.ndim - 1) else NotImplemented
+
+
+@log_softmax.kernel_backward("numpy")
+def _(g: Array, out: Array, axis: int) -> Any:
+    return kernels.softmax.log_softmax_backward(g, out) if axis in (-1, out.ndim - 1) else NotImplemented
+
+
 @op(dtypes="any")
 def cumsum(xp: Any, x: Array, axis: int = -1) -> Array:
     """Running sums along `axis`."""
