@@ -78,6 +78,7 @@ def load_model(run: str | Path, task: str | None = None) -> tuple[Module, dict[s
         raise ValueError(f"{run} holds a {card['task']}, and a {task} is needed here")
     layouts = {name: parameter.layout for name, parameter in model.named_parameters()}
     weights = io.load_weights(folder / "model.safetensors")
+    weights = {name: array.astype(np.float32, copy=False) for name, array in weights.items()}  # some are shipped in half precision
     model.load_state_dict({name: io.from_disk(name, array, layouts.get(name, "other")) for name, array in weights.items()})
     return model.requires_grad_(False).eval(), card
 
