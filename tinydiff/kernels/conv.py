@@ -164,7 +164,8 @@ def _winograd_plan(n: int, size: Pair, c: int, o: int) -> tuple[int, int, list[i
     tiles = n * -(-size[0] // winograd.TILE) * -(-size[1] // winograd.TILE)
     threads = threads_for(-(-tiles // ROWS), n * size[0] * size[1] * 9 * c * o)
     share = -(-tiles // threads)
-    blocks = -(-share // max(ROWS, BLOCK // (c + o)))
+    least = 4 * ROWS if c * o > 1 << 16 else ROWS  # weights beyond L2 are read again for each block, which had better be large
+    blocks = -(-share // max(least, BLOCK // (c + o)))
     block = _up(-(-share // blocks), ROWS)
     return threads, block, [threads * winograd.POINTS**2 * (block * width + LANES) for width in (_up(c, LANES), _up(o, WIDTH))]
 
