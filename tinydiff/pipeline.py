@@ -20,6 +20,10 @@ from tinydiff.tensor import as_tensor
 SHIPPED = Path(__file__).parent / "models" / "shipped"
 KINDS: dict[str, Any] = {"denoiser": models.UNet2DModel, "classifier": models.Classifier}
 
+# Samplers that walk in σ/α, or average slopes along it, must begin where there is something to see: at σ/α = 20,000, where the
+# cosine schedule begins, heun in 10 steps gave an FID of 40 in place of the 2 of the others.
+VISIBLE = {"subtract": 15.0, "heun": 80.0}
+
 
 def crop(x: np.ndarray, border: int) -> np.ndarray:
     """Pictures (N, H, W, C) without `border` pixels on each side."""
@@ -78,7 +82,9 @@ def load_model(run: str | Path, task: str | None = None) -> tuple[Module, dict[s
         raise ValueError(f"{run} holds a {card['task']}, and a {task} is needed here")
     layouts = {name: parameter.layout for name, parameter in model.named_parameters()}
     weights = io.load_weights(folder / "model.safetensors")
-    weights = {name: array.astype(np.float32, copy=False) for name, array in weights.items()}  # some are shipped in half precision
+    weights = {
+        name: array.astype(np.float32, copy=False) for name, array in weights.items()
+    }  # some are shipped in half precision
     model.load_state_dict({name: io.from_disk(name, array, layouts.get(name, "other")) for name, array in weights.items()})
     return model.requires_grad_(False).eval(), card
 
@@ -155,8 +161,11 @@ class Pipeline:
         height, width, channels = self.shape
         size = (height + 2 * self.border, width + 2 * self.border, channels)
         options: dict[str, Any] = {} if eta is None else {"eta": eta}
-        if sampler == "subtract":  # equal steps of σ must begin where there is something to see
-            options |= {"spacing": "karras", "spacing_options": {"sigma_max": min(15.0, float(self.schedule.sigmas[-1]))}}
+        if sampler in VISIBLE:
+            options |= {
+                "spacing": "karras",
+                "spacing_options": {"sigma_max": min(VISIBLE[sampler], float(self.schedule.sigmas[-1]))},
+            }
         drawn: list[np.ndarray] = []
         films: list[list[np.ndarray]] = []
         for start in range(0, len(seeds), batch_size):
