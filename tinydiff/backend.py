@@ -58,9 +58,10 @@ def array_module(*arrays: Array) -> ModuleType:
 
 
 def set_num_threads(count: int) -> None:
-    """Let `count` threads compute, in Numba's pool and in the BLAS behind NumPy. Raises ValueError below 1 or above the pool."""
+    """Let `count` threads of the one pool (see `kernels.jit`) compute. Raises ValueError below 1 or above the pool."""
     import numba
-    import threadpoolctl
+
+    from tinydiff.kernels import jit  # noqa: F401 (starts the pool)
 
     limit = numba.config.NUMBA_NUM_THREADS
     if not 1 <= count <= limit:
@@ -68,7 +69,6 @@ def set_num_threads(count: int) -> None:
             f"set_num_threads({count}): use 1 to {limit} (NUMBA_NUM_THREADS sets the limit before the first kernel runs)"
         )
     numba.set_num_threads(count)
-    threadpoolctl.threadpool_limits(count, user_api="blas")
 
 
 def get_num_threads() -> int:
