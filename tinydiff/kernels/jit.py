@@ -103,7 +103,7 @@ def _keep_freed_memory() -> None:
 numba.config.CACHE_DIR = str(cache_folder())
 _keep_freed_memory()
 _prefer_wide_vectors()
-event.register("numba:compile", _Notice())
+event.register("numba:run_pass", _Notice())  # not "numba:compile", which the cache's hits announce too
 _start_pool()
 
 

@@ -112,6 +112,10 @@ class UNet2DModel(Model):
 
         def attention(channels: int) -> SpatialAttention:
             head = attention_head_dim or channels
+            if channels % head:
+                raise ValueError(
+                    f"UNet2DModel: attention_head_dim={head} must divide the width {channels} of every block with attention"
+                )
             return SpatialAttention(channels, channels // head, head, norm_num_groups, norm_eps)
 
         self.conv_in = Conv2d(in_channels, first, 3, padding=1)

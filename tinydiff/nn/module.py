@@ -11,7 +11,6 @@ import numpy as np
 from tinydiff import autograd
 from tinydiff.tensor import Tensor, as_tensor
 
-
 M = TypeVar("M", bound="Module")
 
 
