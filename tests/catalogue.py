@@ -115,6 +115,9 @@ COMPARISONS: dict[str, Callable[..., bool]] = {
     "le": lambda x, y: x <= y,
     "gt": lambda x, y: x > y,
     "ge": lambda x, y: x >= y,
+    "logical_and": lambda x, y: bool(x) and bool(y),
+    "logical_or": lambda x, y: bool(x) or bool(y),
+    "logical_not": lambda x: not x,
 }
 ORACLES |= {name: elementwise(scalar) for name, scalar in SCALARS.items()}
 ORACLES |= {name: elementwise(scalar, bool) for name, scalar in COMPARISONS.items()}
@@ -657,8 +660,8 @@ large("layer_norm", (130, 96), (96,), (96,))
 large("scaled_dot_product_attention", (2, 3, 65, 32), (2, 3, 67, 32), (2, 3, 67, 32))
 large("scaled_dot_product_attention", (1, 2, 70, 40), (1, 2, 70, 40), (1, 2, 70, 40), is_causal=True)
 large("scaled_dot_product_attention", (1, 2, 70, 40), (1, 2, 70, 40), (1, 2, 70, 40), np.tri(70, 70, 3, dtype=bool))
-large("matmul", (130, 70), (70, 90))
-large("matmul", (8, 50, 70), (8, 70, 60))
+large("matmul", (300, 70), (70, 90))
+large("matmul", (8, 50, 70), (70, 60))
 large("linear", (130, 70), (70, 90), (90,))
 for _shape, _weight, _stride, _padding in (
     ((2, 16, 16, 32), (3, 3, 32, 32), 1, 1),
@@ -720,7 +723,7 @@ odd("scaled_dot_product_attention", (1, 2, 80, 24), (1, 2, 80, 24), (1, 2, 80, 2
 odd("scaled_dot_product_attention", (1, 1, 700, 160), (1, 1, 77, 160), (1, 1, 77, 160))
 odd("scaled_dot_product_attention", (1, 2, 1, 64), (1, 2, 3000, 64), (1, 2, 3000, 64))
 odd("scaled_dot_product_attention", (1, 1, 80, 24), (2, 1, 80, 24), (2, 1, 80, 24))
-odd("matmul", (8, 50, 70), (70, 60))
+odd("matmul", (8, 50, 70), (8, 70, 60))
 odd("matmul", (1, 50, 70), (8, 70, 60))
 odd("matmul", (2, 1, 50, 70), (3, 70, 60))
 odd("matmul", (1, 3000), (3000, 300))

@@ -713,3 +713,26 @@ def test_rules_that_read_what_is_not_there_are_refused_at_once():
             identity.vjp("y")(lambda g: g)
     finally:
         del REGISTRY["_test_rule"]
+
+
+def test_products_with_the_jacobian_of_a_function_that_ignores_its_input_are_zero():
+    x, v = td.tensor([1.0, 2.0]), td.tensor([1.0, 1.0])
+    constant = td.tensor(3.0)
+    assert td.vjp(lambda x: constant, x, td.tensor(1.0))[1].tolist() == [0.0, 0.0]
+    assert td.jvp(lambda x: constant, x, v)[1].item() == 0.0
+    assert td.hvp(lambda x: constant, x, v)[1].tolist() == [0.0, 0.0]
+
+
+def test_retaining_a_gradient_twice_keeps_it_once():
+    x = td.tensor(2.0, requires_grad=True)
+    y = x * 3.0
+    y.retain_grad().retain_grad()
+    (y * 5.0).backward()
+    assert y.grad.item() == 5.0
+
+
+def test_a_gradient_that_stops_before_a_released_graph_needs_none_of_it():
+    x = td.tensor(2.0, requires_grad=True)
+    y = x.exp()
+    y.backward()
+    assert td.grad(y * 3.0, y).item() == 3.0

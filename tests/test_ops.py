@@ -389,7 +389,7 @@ def test_attention_row_with_nothing_to_attend_gives_zeros_and_no_nan():
 
 def test_dropout_keeps_the_mean_and_the_seed_decides():
     x = td.tensor(np.ones(20_000, np.float32), True)
-    y = ops.dropout(x, 0.25, np.random.default_rng(0))
+    y = ops.dropout(x, 0.25, rng=np.random.default_rng(0))
     kept = y.numpy() != 0
     assert abs(kept.mean() - 0.75) < 0.02
     np.testing.assert_allclose(y.numpy()[kept], 1 / 0.75, rtol=1e-6)
@@ -570,3 +570,18 @@ def test_bad_shapes_are_named_at_sizes_with_kernels_too(side):
         ops.matmul(x, x.reshape(2, side, 2, side * 4))
     with pytest.raises(IndexError, match="axis 4"):
         ops.softmax(x, 4)
+
+
+def test_negative_classes_are_not_counted_from_the_end():
+    with pytest.raises(IndexError, match="class -1 is out of range for 3 classes"):
+        ops.cross_entropy(td.tensor(np.zeros((2, 3))), np.array([-1, 0]))
+    with pytest.raises(IndexError, match="index -1 is out of range for 4 entries"):
+        ops.embedding(np.array([-1]), td.tensor(np.zeros((4, 2))))
+
+
+def test_numbers_and_lists_where_tensors_belong_are_converted_or_refused_in_words():
+    x = td.tensor(np.ones((2, 2)))
+    assert ops.mse_loss(td.tensor(3.0), 1.0).item() == 4.0
+    for call in (lambda: x @ 2.0, lambda: ops.linear(x, 3.0), lambda: ops.conv2d([[1.0]], x)):
+        with pytest.raises((ValueError, TypeError), match=r"matmul|linear|conv2d"):
+            call()

@@ -338,3 +338,29 @@ def test_small_work_loads_no_compiler():
         "import sys, tinydiff as td; x = td.tensor([1.0], True); (x.silu() * x).sum().backward(); print('numba' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_masks_combine_and_invert():
+    x = td.tensor([-1.0, 0.5, 2.0])
+    assert ((x > 0) & (x < 1)).tolist() == [False, True, False]
+    assert ((x < 0) | (x > 1)).tolist() == [True, False, True]
+    assert (~(x > 0)).tolist() == [True, False, False]
+
+
+def test_sizes_and_axes_may_be_numpy_integers():
+    x = td.tensor(np.arange(6.0).reshape(2, 3))
+    three = np.int64(3)
+    assert x.reshape(three, np.int64(2)).shape == (3, 2)
+    assert x.sum(axis=np.int64(0)).tolist() == [3.0, 5.0, 7.0]
+    assert [piece.shape for piece in x.split(np.int64(1))] == [(1, 3), (1, 3)]
+
+
+def test_a_view_or_a_result_can_not_be_assigned():
+    x = td.tensor(np.zeros((2, 3)))
+    for made in (x.reshape(3, 2), x.T.reshape(6), x + 1):
+        with td.no_grad(), pytest.raises(RuntimeError, match="not for the result of an op"):
+            made.assign_(np.ones(made.shape))
+
+
+def test_completion_knows_the_ops():
+    assert {"exp", "conv2d", "softmax"} <= set(dir(td.tensor(1.0)))

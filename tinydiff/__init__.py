@@ -7,7 +7,7 @@ A first look:
     x = td.tensor([1.0, 2.0, 3.0], requires_grad=True)
     y = (x * x).sum()
     y.backward()
-    x.grad                       # tensor([2., 4., 6.])
+    x.grad                       # tensor([2., 4., 6.], shape=(3,), float32)
 """
 
 from __future__ import annotations

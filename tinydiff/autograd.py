@@ -204,7 +204,8 @@ def walk(
                 if node in wanted:  # type: ignore[operator]
                     leaves[node] = gradient
                 edges = [edge if edge in useful else None for edge in edges]
-                if node.saved is not None and all(edge is None for edge in edges):
+                done = node.saved is not None or wanted <= leaves.keys()  # type: ignore[operator]
+                if done and all(edge is None for edge in edges):
                     continue
             if OBSERVERS:
                 STATE.node = outer or node
@@ -344,8 +345,12 @@ def vjp(fn: Callable[..., Tensor], inputs: Any, v: Any) -> tuple[Tensor, Any]:
     leaves, single = _aliases(inputs)
     with enable_grad():
         output = fn(*leaves)
-    products = grad(output, leaves, v)
+    products = grad(output, leaves, v) if output.requires_grad else _zeros(leaves)
     return output.detach(), products[0] if single else products
+
+
+def _zeros(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(Tensor(np.zeros(t.shape, t.dtype)) for t in tensors)
 
 
 def jvp(fn: Callable[..., Tensor], inputs: Any, v: Any) -> tuple[Tensor, Tensor]:
@@ -355,7 +360,7 @@ def jvp(fn: Callable[..., Tensor], inputs: Any, v: Any) -> tuple[Tensor, Tensor]
     with enable_grad():
         output = fn(*leaves)
         probe = Tensor(np.zeros(output.shape, output.dtype), requires_grad=True)
-        products = grad(output, leaves, probe, create_graph=True)
+        products = grad(output, leaves, probe, create_graph=True) if output.requires_grad else ()
         linear = [p for p in products if p.requires_grad]
         if not linear:
             return output.detach(), Tensor(np.zeros(output.shape, output.dtype))
@@ -369,10 +374,10 @@ def hvp(fn: Callable[..., Tensor], inputs: Any, v: Any) -> tuple[Tensor, Any]:
     vectors = _listed(v, len(leaves))
     with enable_grad():
         output = fn(*leaves)
-        gradients = grad(output, leaves, create_graph=True)
+        gradients = grad(output, leaves, create_graph=True) if output.requires_grad else ()
         linear = [(g, u) for g, u in zip(gradients, vectors) if g.requires_grad]
     if not linear:
-        products: Any = tuple(Tensor(np.zeros(leaf.shape, leaf.dtype)) for leaf in leaves)
+        products: Any = _zeros(leaves)
     else:
         products = grad([g for g, _ in linear], leaves, [u for _, u in linear])
     return output.detach(), products[0] if single else products

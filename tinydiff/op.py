@@ -234,7 +234,7 @@ class Op(Generic[P]):
                     dtype = x.dtype
                 if type(x) is not np.ndarray:
                     xp = None
-            elif type(x) not in _numbers:
+            elif type(x) not in _numbers or (self.fused and x is not None):
                 return self._with(self._tensors(inputs), params)
             else:
                 edges.append(None)
@@ -248,26 +248,27 @@ class Op(Generic[P]):
             xp = array_module(*arrays)
         observed = OBSERVERS and perf_counter()
         kernel = cache = None
-        if self.kernels and getattr(arrays[0], "size", -1) >= self.smallest:
-            out, cache, kernel = self._try_kernels(xp.__name__, arrays, params)
-        if kernel is None:
-            try:
-                if self.fused:  # its ops record themselves
-                    return self._compose(inputs, params)
-                if not params:
-                    out = self.definition(xp, *arrays)
-                elif self.simple or self.variadic:
-                    out = self.definition(xp, *arrays, **params)
-                else:
-                    out = self.definition(xp, **dict(zip(self.inputs, arrays)), **params)
-            except (ValueError, TypeError, IndexError) as error:
-                raise self._explained(error, arrays, params) from None
+        try:
+            if self.kernels and getattr(arrays[0], "size", -1) >= self.smallest:
+                out, cache, kernel = self._try_kernels(xp.__name__, arrays, params)
+            if kernel is not None:
+                pass
+            elif self.fused:  # its ops record themselves
+                return self._compose(inputs, params)
+            elif not params:
+                out = self.definition(xp, *arrays)
+            elif self.simple or self.variadic:
+                out = self.definition(xp, *arrays, **params)
+            else:
+                out = self.definition(xp, **dict(zip(self.inputs, arrays)), **params)
+        except (ValueError, TypeError, IndexError, OverflowError) as error:
+            raise self._explained(error, arrays, params) from None
         if type(out) is not np.ndarray:
             out = xp.asarray(out)
         node = None
         if bits and STATE.enabled and self.differentiable:
             node = self._record(inputs, arrays, params, bits, edges, out, cache)
-        result = Tensor(out, node is not None, node, inputs[0].version if self.view else None)
+        result = Tensor(out, node is not None, node, inputs[0].version if self.view and out.base is not None else None)
         if observed:
             seconds = perf_counter() - observed
             for observer in tuple(OBSERVERS):
@@ -356,12 +357,18 @@ class Op(Generic[P]):
         return inputs, params
 
     def _tensors(self, inputs: Sequence[Any]) -> list[Any]:
-        """Inputs with arrays and lists made constant tensors, and NumPy's scalars made (weak) Python numbers."""
+        """Inputs with arrays and lists made constant tensors, and NumPy's scalars made (weak) Python numbers.
+
+        Fused ops get tensors only: a composition asks its inputs for their shapes.
+        """
+
+        def convert(x: Any) -> Any:
+            if x is None or isinstance(x, Tensor) or (type(x) in _numbers and not self.fused):
+                return x
+            return x.item() if isinstance(x, np.generic) and not self.fused else as_tensor(x)
+
         try:
-            return [
-                x if isinstance(x, Tensor) or type(x) in _numbers else x.item() if isinstance(x, np.generic) else as_tensor(x)
-                for x in inputs
-            ]
+            return [convert(x) for x in inputs]
         except (TypeError, ValueError) as error:
             raise TypeError(f"{self.name}() needs tensors, arrays or numbers: {error}") from None
 

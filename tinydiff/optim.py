@@ -44,6 +44,8 @@ class Optimizer:
                 )
                 assert parameter.version is not None
                 parameter.version[0] += 1
+            else:
+                _follow(average, parameter.data, decay)
 
     def update(
         self, p: np.ndarray, g: np.ndarray, state: Sequence[np.ndarray], lr: float, average: np.ndarray | None, decay: float
@@ -192,7 +194,12 @@ class EMA:
 
 
 def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
-    """Scale all gradients together so that their joint Euclidean norm is at most `max_norm`; returns the norm before."""
+    """Scale all gradients together so that their joint Euclidean norm is at most `max_norm`; returns the norm before.
+
+    Raises ValueError unless `max_norm` is positive.
+    """
+    if not max_norm > 0:
+        raise ValueError(f"clip_grad_norm: max_norm must be positive, not {max_norm}")
     with_grad = [p for p in parameters if p.grad is not None]
     total = math.sqrt(math.fsum(_sum_of_squares(p.grad.data) for p in with_grad if p.grad is not None))
     if total > max_norm:
@@ -214,8 +221,3 @@ def warmup_cosine(step: int, total: int, warmup: int = 0, final: float = 0.0) ->
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def warmup_constant(step: int, total: int, warmup: int = 0) -> float:
-    """The factor for the learning rate at `step`: a linear rise over `warmup` steps, then 1."""
-    return min(1.0, (step + 1) / warmup) if warmup else 1.0

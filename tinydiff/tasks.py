@@ -26,7 +26,7 @@ COMMON: Config = {
     "steps": None,  # how long to train; if None,
     "minutes": 10.0,  # as many as fit
     "showings": 8,  # how often it shows what it can do by now
-    "batch_size": 128,
+    "batch_size": 64,
     "lr": 2e-3,
     "betas": [0.9, 0.99],
     "weight_decay": 0.01,

@@ -176,7 +176,7 @@ class Tensor:
 
     def retain_grad(self) -> Tensor:
         """Keep `.grad` for this tensor too though it is no leaf; returns the tensor."""
-        if self.node is not None:
+        if self.node is not None and not any(getattr(hook, "retains", False) for hook in self.node.hooks or ()):
             import weakref
 
             me = weakref.ref(self)  # the graph must not own its own results
@@ -186,6 +186,7 @@ class Tensor:
                 if tensor is not None:
                     tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
 
+            keep.retains = True  # type: ignore[attr-defined]
             self.register_hook(keep)
         return self
 
@@ -198,7 +199,7 @@ class Tensor:
 
         if autograd.is_grad_enabled() and self.requires_grad:
             raise RuntimeError("assign_ changes values that the tape may have saved; do it under tinydiff.no_grad()")
-        if self.version is None:
+        if self.version is None or not self.data.flags.owndata:
             raise RuntimeError("assign_ is for tensors made by tinydiff.tensor or Parameter, not for the result of an op")
         array = value.data if isinstance(value, Tensor) else np.asarray(value)
         if array.shape != self.shape:
@@ -271,8 +272,20 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return ops.ge(self, other)
 
+    def __and__(self, other: Any) -> Tensor:
+        return ops.logical_and(self, other)
+
+    def __or__(self, other: Any) -> Tensor:
+        return ops.logical_or(self, other)
+
+    def __invert__(self) -> Tensor:
+        return ops.logical_not(self)
+
     def __getitem__(self, index: Any) -> Tensor:
         return ops.getitem(self, index)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *ops.METHODS})
 
     def __getattr__(self, name: str) -> Any:
         """Every op that takes a tensor first is a method too: `x.exp()`, `x.sum(axis=1)`, `x.conv2d(w)`."""
@@ -318,5 +331,8 @@ def from_dlpack(source: Any) -> Tensor:
 
 
 def as_tensor(value: Any) -> Tensor:
-    """`value` itself if it is a tensor, else a constant tensor around it, without a copy where possible."""
+    """`value` itself if it is a tensor, else a constant tensor around it, without a copy where possible.
+
+    An array is shared: don't change it before the backward pass of what was computed with it.
+    """
     return value if isinstance(value, Tensor) else Tensor(_as_array(value, None))

@@ -55,9 +55,9 @@ class _Notice(event.Listener):
 
 
 def _start_pool() -> None:
-    """Start the thread pool with threads that wait for work asleep after some 20 microseconds.
+    """Start the thread pool with threads that go to sleep when they have waited some 0.2 ms for work.
 
-    GNU OpenMP's threads spin for many milliseconds instead. Alone on the machine that makes no difference, but where another
+    GNU OpenMP's threads spin for many milliseconds instead. Alone on the machine that is as good, but where another
     process wants a core, each barrier then waits for a whole time slice: a training step took 20 to 30 times as long. The
     variable is read when the library is loaded; it is set for just that moment, and never over the user's own choice.
     """
@@ -65,7 +65,7 @@ def _start_pool() -> None:
 
     chosen = any(name in os.environ for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"))
     if not chosen:
-        os.environ["GOMP_SPINCOUNT"] = "300"
+        os.environ["GOMP_SPINCOUNT"] = "4000"
     try:
         parallel._launch_threads()
     finally:

@@ -19,6 +19,14 @@ class Model(Module):
 
     config: dict[str, Any]
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Note the arguments, defaults included."""
+        model = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind(model, *args, **kwargs)
+        bound.apply_defaults()
+        model.config = dict(list(bound.arguments.items())[1:])
+        return model
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Build the model. Names that start with "_" are passed over, and what is missing takes its default.
@@ -35,9 +43,7 @@ class Model(Module):
         missing = [name for name, default in defaults.items() if default is inspect.Parameter.empty and name not in given]
         if missing:
             raise ValueError(f"{cls.__name__} needs the config entry {missing[0]!r}")
-        model = cls(**given)
-        model.config = defaults | given
-        return model
+        return cls(**given)
 
 
 def supported(model: str, **values: tuple[Any, Any]) -> None:

@@ -46,7 +46,7 @@ class GroupNorm(Module):
     """`ops.group_norm` with a weight and bias per channel, and optionally the activation that follows."""
 
     def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, activation: str | None = None) -> None:
-        if num_channels % num_groups:
+        if num_groups < 1 or num_channels % num_groups:
             raise ValueError(f"GroupNorm: num_groups={num_groups} must divide num_channels={num_channels}")
         self.weight = Parameter(init.ones((num_channels,)))
         self.bias = Parameter(init.zeros((num_channels,)))

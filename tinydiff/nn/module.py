@@ -24,7 +24,7 @@ class Parameter(Tensor):
     __slots__ = ("layout",)
 
     def __init__(self, data: np.ndarray, layout: str = "other", requires_grad: bool = True) -> None:
-        super().__init__(data, requires_grad, version=[0])
+        super().__init__(data if data.flags.owndata else data.copy(), requires_grad, version=[0])
         self.layout = layout
 
 

@@ -18,7 +18,7 @@ from tinydiff.op import fused, op
 from tinydiff.ops.elementwise import relu, silu
 from tinydiff.ops.reduce import max, mean, sum
 from tinydiff.ops.shape import getitem, stack
-from tinydiff.tensor import Tensor
+from tinydiff.tensor import Tensor, as_tensor
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
@@ -26,7 +26,7 @@ Padding = tuple[Pair, Pair]
 
 def pair(name: str, value: Any, least: int = 1) -> Pair:
     """A number or two as two. Raises ValueError below `least`."""
-    found = (value, value) if isinstance(value, int) else tuple(value)
+    found = (value, value) if isinstance(value, int | np.integer) else tuple(value)
     if len(found) != 2 or not all(isinstance(v, int | np.integer) and v >= least for v in found):
         raise ValueError(f"{name} must be one integer or two, at least {least}, not {value!r}")
     return int(found[0]), int(found[1])
@@ -34,7 +34,7 @@ def pair(name: str, value: Any, least: int = 1) -> Pair:
 
 def padding_pairs(padding: Any) -> Padding:
     """Padding as ((top, bottom), (left, right)), from a number, (height, width) or that. Raises ValueError below 0."""
-    if not isinstance(padding, int) and len(padding) == 2 and not isinstance(padding[0], int | np.integer):
+    if not isinstance(padding, int | np.integer) and len(padding) == 2 and not isinstance(padding[0], int | np.integer):
         return pair("padding", padding[0], 0), pair("padding", padding[1], 0)
     height, width = pair("padding", padding, 0)
     return (height, height), (width, width)
@@ -178,6 +178,7 @@ def conv2d(
 
     Returns (N, Ho, Wo, O) with Ho = (H + top + bottom - KH) // stride + 1. Raises ValueError for sizes that don't fit.
     """
+    x, w = as_tensor(x), as_tensor(w)
     _check_image("conv2d", "x", x)
     if w.ndim != 4 or w.shape[2] != x.shape[3]:
         raise ValueError(f"conv2d: x has {x.shape[3]} channels, so w must be (KH, KW, {x.shape[3]}, O), not {w.shape}")
@@ -208,6 +209,7 @@ def conv2d_input_grad(gy: Tensor, w: Tensor, input_size: Any, stride: Any = 1, p
 
     gy (N, Ho, Wo, O) and w (KH, KW, C, O) give (N, *input_size, C). Raises ValueError for sizes that don't fit.
     """
+    gy, w = as_tensor(gy), as_tensor(w)
     _check_image("conv2d_input_grad", "gy", gy)
     stride, padding, size = pair("stride", stride), padding_pairs(padding), pair("input_size", input_size)
     expected = output_size(size, w.shape[:2], stride, padding)
@@ -221,6 +223,7 @@ def conv2d_weight_grad(x: Tensor, gy: Tensor, kernel_size: Any, stride: Any = 1,
 
     x (N, H, W, C) and gy (N, Ho, Wo, O) give (*kernel_size, C, O). Raises ValueError for sizes that don't fit.
     """
+    x, gy = as_tensor(x), as_tensor(gy)
     _check_image("conv2d_weight_grad", "x", x)
     stride, padding, size = pair("stride", stride), padding_pairs(padding), pair("kernel_size", kernel_size)
     expected = output_size(x.shape[1:3], size, stride, padding)

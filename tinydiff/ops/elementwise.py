@@ -517,13 +517,31 @@ def ge(xp: Any, x: Array, y: Array) -> Array:
     return xp.greater_equal(x, y)
 
 
+@op(dtypes="any")
+def logical_and(xp: Any, x: Array, y: Array) -> Array:
+    """x and y, of booleans (or of numbers: not 0), as booleans."""
+    return xp.logical_and(x, y)
+
+
+@op(dtypes="any")
+def logical_or(xp: Any, x: Array, y: Array) -> Array:
+    """x or y, of booleans (or of numbers: not 0), as booleans."""
+    return xp.logical_or(x, y)
+
+
+@op(dtypes="any")
+def logical_not(xp: Any, x: Array) -> Array:
+    """not x, of booleans (or of numbers: not 0), as booleans."""
+    return xp.logical_not(x)
+
+
 @op(dtypes="same")
 def sign(xp: Any, x: Array) -> Array:
     """-1, 0 or 1."""
     return xp.sign(x)
 
 
-def dropout(x: Tensor, p: float = 0.5, rng: np.random.Generator | None = None, training: bool = True) -> Tensor:
+def dropout(x: Tensor, p: float = 0.5, training: bool = True, *, rng: np.random.Generator | None = None) -> Tensor:
     """x with each element zeroed with probability p and the rest divided by 1 - p (Srivastava et al. 2014).
 
     `rng` defaults to the package's generator. Raises ValueError unless 0 <= p < 1.

@@ -11,16 +11,17 @@ from tinydiff.backend import Array
 from tinydiff.op import LARGE, op
 from tinydiff.ops.reduce import sum
 from tinydiff.ops.shape import check_axis, no_flops, reshape
-from tinydiff.tensor import Tensor
+from tinydiff.tensor import Tensor, as_tensor
 
 
-def _indices(name: str, indices: Any, limit: int) -> Array:
-    """Integer indices as an array, negative ones counted from the end. Raises TypeError and IndexError."""
+def _indices(name: str, indices: Any, limit: int, wrap: bool = True) -> Array:
+    """Integer indices as an array, negative ones counted from the end if `wrap`. Raises TypeError and IndexError."""
     array = indices.data if isinstance(indices, Tensor) else np.asarray(indices)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: indices must be integers, not {array.dtype}")
-    if array.size and not (-limit <= array.min() and array.max() < limit):
-        bad = array[(array < -limit) | (array >= limit)].flat[0]
+    least = -limit if wrap else 0
+    if array.size and not (least <= array.min() and array.max() < limit):
+        bad = array[(array < least) | (array >= limit)].flat[0]
         raise IndexError(f"{name}: index {bad} is out of range for {limit} entries")
     return np.where(array < 0, array + limit, array) if array.dtype.kind == "i" and array.size and array.min() < 0 else array
 
@@ -57,7 +58,7 @@ def take(x: Tensor, indices: Any, axis: int = 0) -> Tensor:
 
 def embedding(indices: Any, weight: Tensor) -> Tensor:
     """Rows of `weight` (entries, size) at integer `indices` of any shape, giving (*indices.shape, size)."""
-    return _take(weight, _indices("embedding", indices, weight.shape[0]), 0)
+    return _take(weight, _indices("embedding", indices, weight.shape[0], wrap=False), 0)
 
 
 @op(dtypes="any", name="gather", flops=no_flops)
@@ -102,7 +103,8 @@ def scatter_add(x: Tensor, axis: int, index: Any, src: Any) -> Tensor:
     axis = check_axis("scatter_add", axis, x.ndim)
     index = _indices("scatter_add", index, x.shape[axis])
     _check_alike("scatter_add", x.shape, index.shape, axis)
-    if isinstance(src, Tensor) and src.shape != index.shape:
+    src = as_tensor(src)
+    if src.shape != index.shape:
         raise ValueError(f"scatter_add: src has shape {src.shape}, but index {index.shape}; they must agree")
     return _scatter_add(x, src, index, axis)
 

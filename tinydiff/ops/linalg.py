@@ -26,7 +26,7 @@ def matmul(xp: Any, x: Array, y: Array) -> Array:
 
 @matmul.kernel("numpy")
 def _(x: Array, y: Array) -> Any:
-    if x.dtype != np.float32 or x.ndim < 2 or y.ndim < 2 or x.size * y.shape[-1] < 1 << 19:
+    if x.dtype != np.float32 or x.ndim < 2 or getattr(y, "ndim", 0) < 2 or x.size * y.shape[-1] < 1 << 19:
         return NotImplemented
     if x.shape[-1] != y.shape[-2]:  # the definition says what is wrong; a kernel would read past the end
         return NotImplemented

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from tinydiff.op import fused
 from tinydiff.ops.elementwise import mul, neg, softplus, sub
 from tinydiff.ops.indexing import gather
 from tinydiff.ops.reduce import log_softmax, mean, sum
 from tinydiff.ops.shape import unsqueeze
-from tinydiff.tensor import Tensor
+from tinydiff.tensor import Tensor, as_tensor
 
 
 @fused
@@ -42,7 +40,7 @@ def cross_entropy(logits: Tensor, target: Any) -> Tensor:
     logits (N, …, classes); target: integer classes (N, …), or probabilities of the logits' shape.
     Raises ValueError for an empty batch or shapes that disagree, IndexError for a class out of range.
     """
-    target = target if isinstance(target, Tensor) else Tensor(np.asarray(target))
+    target = as_tensor(target)
     if logits.size == 0:
         raise ValueError(f"cross_entropy of an empty batch: logits have shape {logits.shape}")
     logs = log_softmax(logits, -1)
@@ -51,6 +49,8 @@ def cross_entropy(logits: Tensor, target: Any) -> Tensor:
             raise ValueError(
                 f"cross_entropy: classes must have shape {logits.shape[:-1]} for logits {logits.shape}, not {target.shape}"
             )
+        if target.data.min() < 0:  # which `gather` would count from the end
+            raise IndexError(f"cross_entropy: class {target.data.min()} is out of range for {logits.shape[-1]} classes")
         return neg(mean(gather(logs, -1, unsqueeze(target, -1))))
     if target.shape != logits.shape:
         raise ValueError(f"cross_entropy: probabilities must have the logits' shape {logits.shape}, not {target.shape}")

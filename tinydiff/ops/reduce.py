@@ -22,7 +22,7 @@ def normalise_axes(axis: Axes, ndim: int) -> tuple[int, ...]:
     """Axes as sorted non-negative numbers, all for None. Raises IndexError for one that isn't there, ValueError for a double."""
     if axis is None:
         return tuple(range(ndim))
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = (axis,) if isinstance(axis, int | np.integer) else tuple(axis)
     for a in axes:
         if not -ndim <= a < ndim:
             raise IndexError(f"axis {a} is out of range for a tensor of {ndim} axes; use {-ndim} to {ndim - 1}")

@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tinydiff import kernels
 from tinydiff.backend import Array
 from tinydiff.op import LARGE, op
@@ -37,7 +39,7 @@ def _(g: Tensor, shapes: Any) -> Tensor:
 
 def reshape(x: Tensor, *shape: Any) -> Tensor:
     """`x` with other sizes, in the same order; one of them may be -1. Raises ValueError when the number of elements differs."""
-    sizes = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+    sizes = shape[0] if len(shape) == 1 and not isinstance(shape[0], int | np.integer) else shape
     return _reshape(x, tuple(sizes))
 
 
@@ -61,7 +63,7 @@ def _(g: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 def permute(x: Tensor, *axes: Any) -> Tensor:
     """`x` with its axes in the order `axes`. Raises ValueError unless each axis is named once."""
-    order = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
+    order = axes[0] if len(axes) == 1 and not isinstance(axes[0], int | np.integer) else axes
     found = tuple(a % x.ndim if -x.ndim <= a < x.ndim else a for a in order)
     if sorted(found) != list(range(x.ndim)):
         raise ValueError(f"permute: {tuple(order)} does not name each of the {x.ndim} axes of shape {x.shape} once")
@@ -91,8 +93,10 @@ def _(g: Tensor, shapes: Any) -> Tensor:
 
 def expand(x: Tensor, *sizes: Any) -> Tensor:
     """`x` broadcast to `sizes`, where -1 keeps an axis's size."""
-    wanted = tuple(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
+    wanted = tuple(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int | np.integer) else sizes)
     offset = len(wanted) - x.ndim
+    if any(n == -1 for n in wanted[: max(offset, 0)]):
+        raise ValueError(f"expand: -1 keeps a size, and the first {offset} axes of {wanted} are new to shape {x.shape}")
     return broadcast_to(x, tuple(x.shape[i - offset] if n == -1 else n for i, n in enumerate(wanted)))
 
 
@@ -128,7 +132,7 @@ def squeeze(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
     """`x` without its axes of size 1, or without those in `axis`. Raises ValueError when one of them is not of size 1."""
     if axis is None:
         return reshape(x, tuple(n for n in x.shape if n != 1))
-    axes = {check_axis("squeeze", a, x.ndim) for a in ([axis] if isinstance(axis, int) else axis)}
+    axes = {check_axis("squeeze", a, x.ndim) for a in ([axis] if isinstance(axis, int | np.integer) else axis)}
     wrong = [a for a in axes if x.shape[a] != 1]
     if wrong:
         raise ValueError(f"squeeze: axis {wrong[0]} of shape {x.shape} has size {x.shape[wrong[0]]}, not 1")
@@ -196,12 +200,14 @@ def split(x: Tensor, size_or_sizes: int | Sequence[int], axis: int = 0) -> list[
     """`x` cut along `axis` into pieces of one size (the last may be smaller), or of the sizes given (which must add up)."""
     axis = check_axis("split", axis, x.ndim)
     total = x.shape[axis]
-    if isinstance(size_or_sizes, int):
+    if isinstance(size_or_sizes, int | np.integer):
         if size_or_sizes < 1:
             raise ValueError(f"split: the size must be at least 1, not {size_or_sizes}")
         sizes = [builtins.min(size_or_sizes, total - start) for start in range(0, total, size_or_sizes)]
     else:
         sizes = list(size_or_sizes)
+        if any(size < 0 for size in sizes):
+            raise ValueError(f"split: sizes {sizes} must not be negative")
         if builtins.sum(sizes) != total:
             raise ValueError(
                 f"split: sizes {sizes} add up to {builtins.sum(sizes)}, but axis {axis} of shape {x.shape} has {total}"
@@ -234,7 +240,7 @@ def pad(x: Tensor, widths: Sequence[Sequence[int]], value: float = 0.0) -> Tenso
 @op(dtypes="any", view=True)
 def flip(xp: Any, x: Array, axis: int | Sequence[int]) -> Array:
     """`x` backwards along `axis`."""
-    return xp.flip(x, axis if isinstance(axis, int) else tuple(axis))
+    return xp.flip(x, axis if isinstance(axis, int | np.integer) else tuple(axis))
 
 
 @flip.vjp
@@ -244,7 +250,7 @@ def _(g: Tensor, axis: Any) -> Tensor:
 
 def repeat(x: Tensor, *times: Any) -> Tensor:
     """`x` tiled `times` along each axis (as PyTorch's `repeat`); more numbers than axes add axes in front."""
-    counts = tuple(times[0] if len(times) == 1 and not isinstance(times[0], int) else times)
+    counts = tuple(times[0] if len(times) == 1 and not isinstance(times[0], int | np.integer) else times)
     if len(counts) < x.ndim:
         raise ValueError(f"repeat: {len(counts)} numbers for {x.ndim} axes; give one for each axis")
     shape = (1,) * (len(counts) - x.ndim) + x.shape
