@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinydiff import Tensor, data, evaluate, models, tensor
+from tinydiff import Tensor, data, evaluate, models, random, tensor
 from tinydiff import dream as dreaming
 
 CARD = {"task": "classifier", "shape": [28, 28, 1], "class_names": list("0123456789"), "not_a_digit": True, "data": "digits"}
@@ -183,8 +183,10 @@ def test_finite_differences_and_backward_agree(judge: evaluate.Judge) -> None:
 
 
 def test_judging_in_float64_leaves_the_judge_alone(judge: evaluate.Judge) -> None:
-    before = judge.hash
+    before, generator = judge.hash, random.generator().bit_generator
+    state = generator.state
     other = dreaming.in_float64(judge)
+    assert generator.state == state  # no random numbers drawn for weights that are replaced
     assert {p.dtype for p in other.model.parameters()} == {np.dtype(np.float64)}
     assert {p.dtype for p in judge.model.parameters()} == {np.dtype(np.float32)}
     assert evaluate.weights_hash(judge.model) == before

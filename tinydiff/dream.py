@@ -19,6 +19,7 @@ from tinydiff.autograd import grad, no_grad
 from tinydiff.evaluate import Judge
 from tinydiff.images import from_uint8, read_image, to_uint8
 from tinydiff.models import Classifier
+from tinydiff.nn import no_init
 from tinydiff.tensor import Tensor, tensor
 
 Callback = Callable[[int, float], None]
@@ -134,7 +135,8 @@ class PixelGradients:
 
 def in_float64(judge: Judge) -> Judge:
     """The same classifier, computing in float64."""
-    model = Classifier.from_config(judge.card["model"])
+    with no_init():  # and no random numbers drawn
+        model = Classifier.from_config(judge.card["model"])
     for parameter, source in zip(model.parameters(), judge.model.parameters()):
         parameter.data = source.data.astype(np.float64)
         parameter.requires_grad = False
