@@ -75,4 +75,6 @@ def get_num_threads() -> int:
     """How many threads the kernels use."""
     import numba
 
+    from tinydiff.kernels import jit  # noqa: F401 (starts the pool)
+
     return numba.get_num_threads()

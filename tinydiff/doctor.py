@@ -100,6 +100,8 @@ def _kernel_unforced() -> str:
 def _numba() -> Iterator[Finding]:
     import numba
 
+    from tinydiff.kernels import jit  # noqa: F401 (starts the pool; and keeps BLAS to one thread, so not before `_blas`)
+
     config: Any = numba.config
     threads = numba.get_num_threads()
     found = f"{numba.__version__}, {threads} threads, threading layer {numba.threading_layer()}"
