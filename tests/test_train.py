@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -157,6 +158,41 @@ def test_minutes_become_a_number_of_steps_once(tmp_path: Path) -> None:
     train.train(run)
     train.train(fixed)
     assert_same(run, fixed)  # the steps that were timed left no trace
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(10.0, 551), (0.5, 11)])
+def test_the_pictures_are_in_the_minutes(minutes: float, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 1 s, pictures of 5 s, four times and once in the trial: 98 % of 600 s, less 12 tried steps, less 25 s. Of
+    30 s the pictures would take almost all, and are counted as half: 98 %, less 3 tried steps, less 15 s.
+    """
+    now = [0.0]
+
+    class Trainer:
+        def __init__(self, task: object, total: int) -> None: ...
+
+        def advance(self) -> dict[str, float]:
+            return {"seconds": 1.0}
+
+        def show(self, folder: Path) -> None:
+            assert folder.is_dir()
+            now[0] += 5
+
+    task = SimpleNamespace(config={"showings": 4})
+    monkeypatch.setattr(train, "Trainer", Trainer)
+    monkeypatch.setattr(train, "perf_counter", lambda: now[0])
+    assert train.calibrate(task, minutes, train._Stop()) == steps  # type: ignore[arg-type]
+
+
+def test_interrupted_before_the_first_step_it_does_not_say_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def calibrate(task: object, minutes: float, stop: object) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        return 1
+
+    monkeypatch.setattr(train, "calibrate", calibrate)
+    run = new_run(tmp_path / "run", "classifier")
+    with pytest.raises(train.Interrupted, match=r"SIGINT before the first step$"):
+        train.train(run)
+    assert run.load_state() is None
 
 
 def test_a_finished_run_says_so(tmp_path: Path) -> None:
@@ -332,6 +368,12 @@ def test_a_config_that_lacks_something_is_refused() -> None:
         ({"steps": 0}, "steps = 0"),
         ({"seed": -1}, "seed = -1"),
         ({"batch_size": True}, "batch_size = True"),
+        ({"lr": None}, "lr = None"),
+        ({"seed": None}, "seed = None"),
+        ({"size": "large"}, "size = 'large': it should be like 28"),
+        ({"min_snr": "five"}, "min_snr = 'five': it should be like 5.0"),
+        ({"betas": [0.9]}, r"betas = \[0.9\]"),
+        ({"betas": [0.9, "much"]}, "betas = "),
         ({"minutes": float("inf")}, "minutes"),
     ],
 )
@@ -449,6 +491,12 @@ def test_models_are_found_or_the_fix_is_named(tmp_path: Path) -> None:
     train.train(run)
     with pytest.raises(ValueError, match="holds a classifier, and a denoiser is needed"):
         Pipeline.load(run.path)
+
+
+def test_names_of_shipped_models_win_over_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train.train(new_run(Path("classifier"), "classifier", steps=1))
+    assert load_model("./classifier")[0].num_parameters() < load_model("classifier")[0].num_parameters()
 
 
 def test_labels_are_spread_evenly_and_a_sheet_has_a_row_for_each() -> None:

@@ -10,15 +10,14 @@ import numpy as np
 
 from tinydiff import io, models
 from tinydiff.autograd import no_grad
-from tinydiff.diffusion import KINDS as PREDICTIONS
-from tinydiff.diffusion import SCHEDULES, denoiser, guide, make_schedule, noise_source, sample
+from tinydiff.diffusion import KINDS, SCHEDULES, denoiser, guide, make_schedule, noise_source, sample
 from tinydiff.diffusion.names import choose
 from tinydiff.images import grid, to_uint8
 from tinydiff.nn import Module, no_init
 from tinydiff.tensor import as_tensor
 
 SHIPPED = Path(__file__).parent / "models" / "shipped"
-KINDS: dict[str, Any] = {"denoiser": models.UNet2DModel, "classifier": models.Classifier}
+NETWORKS: dict[str, Any] = {"denoiser": models.UNet2DModel, "classifier": models.Classifier}
 
 # Samplers that walk in σ/α, or average slopes along it, must begin where there is something to see: at σ/α = 20,000, where the
 # cosine schedule begins, heun in 10 steps gave an FID of 40 in place of the 2 of the others.
@@ -33,9 +32,10 @@ def crop(x: np.ndarray, border: int) -> np.ndarray:
 def model_folder(run: str | Path) -> Path:
     """Where the weights are: the `model` folder of a run, `run` itself if it holds weights, or a shipped model by its name.
 
+    A folder that is called as a shipped model is "./digits".
     Raises ValueError when there are none.
     """
-    if str(run) in ("digits", "classifier") and not Path(run).exists():
+    if str(run) in ("digits", "classifier"):
         folder = SHIPPED / run
         if not folder.is_dir():
             raise ValueError(f"the shipped model {str(run)!r} is not part of this installation; train one with `tinydiff train`")
@@ -50,22 +50,34 @@ def model_folder(run: str | Path) -> Path:
 
 
 def check_card(card: dict[str, Any]) -> None:
-    """Raise ValueError for a card that lacks something or holds nonsense."""
+    """Raise ValueError for a card that lacks something or holds nonsense, or asks for a network out of all proportion."""
     whole = {"shape": list, "class_names": list, "model": dict}
     if card.get("task") == "denoiser":
         whole |= {"schedule": str, "predict": str}
         choose(SCHEDULES, card.get("schedule", ""), "schedule")
-        choose(PREDICTIONS, card.get("predict", ""), "kind of prediction")
-    elif card.get("task") not in KINDS:
-        raise ValueError(f"its task is {card.get('task')!r}; expected one of {', '.join(KINDS)}")
+        choose(KINDS, card.get("predict", ""), "kind of prediction")
+    elif card.get("task") not in NETWORKS:
+        raise ValueError(f"task is {card.get('task')!r}; expected one of {', '.join(NETWORKS)}")
     for name, kind in whole.items():
         if not isinstance(card.get(name), kind):
-            raise ValueError(f"its {name} is {card.get(name)!r}; expected a {kind.__name__}")
+            raise ValueError(f"{name} is {card.get(name)!r}; expected a {kind.__name__}")
     shape = card["shape"]
     if len(shape) != 3 or not all(isinstance(size, int) and 0 < size <= 4096 for size in shape):
-        raise ValueError(f"its shape is {shape!r}; expected [height, width, channels]")
+        raise ValueError(f"shape is {shape!r}; expected [height, width, channels]")
     if not isinstance(card.get("pad", 0), int) or not 0 <= card.get("pad", 0) <= 64:
-        raise ValueError(f"its pad is {card['pad']!r}; expected a number of pixels, 0 to 64")
+        raise ValueError(f"pad is {card['pad']!r}; expected a number of pixels, 0 to 64")
+    model, classes = card["model"], len(card["class_names"])
+    for name, most in (("layers_per_block", 64), ("block_out_channels", 8192), ("widths", 8192)):
+        sizes = model.get(name, 1)
+        for size in sizes if isinstance(sizes, list | tuple) else [sizes]:
+            if not isinstance(size, int) or not 1 <= size <= most:
+                raise ValueError(f"model.{name} is {sizes!r}; expected nothing but 1 to {most}")
+    if card["task"] == "denoiser" and model.get("num_class_embeds") not in (None, classes + 1):
+        raise ValueError(
+            f"model.num_class_embeds is {model['num_class_embeds']!r}; expected {classes + 1}, one more than classes"
+        )
+    if card["task"] == "classifier" and not model.get("num_classes", 0) >= classes:
+        raise ValueError(f"model.num_classes is {model.get('num_classes')!r}; expected at least {classes}, the classes' number")
 
 
 def load_model(run: str | Path, task: str | None = None) -> tuple[Module, dict[str, Any]]:
@@ -75,7 +87,7 @@ def load_model(run: str | Path, task: str | None = None) -> tuple[Module, dict[s
     try:
         check_card(card)
         with no_init():
-            model = KINDS[card["task"]].from_config(card["model"])
+            model = NETWORKS[card["task"]].from_config(card["model"])
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
         raise ValueError(f"{folder / 'config.json'} describes no model: {error}") from error
     if task is not None and card["task"] != task:

@@ -14,7 +14,7 @@ from tinydiff.augment import jitter
 from tinydiff.diffusion import DISTRIBUTIONS, KINDS, add_noise, make_example, make_schedule
 from tinydiff.diffusion.names import choose
 from tinydiff.nn import Module
-from tinydiff.pipeline import Pipeline
+from tinydiff.pipeline import Pipeline, check_card
 from tinydiff.tensor import Tensor, as_tensor
 
 Config = dict[str, Any]
@@ -25,7 +25,7 @@ COMMON: Config = {
     "seed": 0,
     "steps": None,  # how long to train; if None,
     "minutes": 10.0,  # as many as fit
-    "showings": 8,  # how often it shows what it can do by now
+    "showings": 4,  # how often it shows what it can do by now
     "batch_size": 64,
     "lr": 2e-3,
     "betas": [0.9, 0.99],
@@ -34,6 +34,9 @@ COMMON: Config = {
     "clip": 1.0,  # of the gradient's norm
     "ema": 0.999,  # decay of the averaged weights, which are the ones kept
 }
+
+# What the options that are None by default look like otherwise.
+EXAMPLES: Config = {"size": 28, "steps": 1000, "min_snr": 5.0}
 
 UNET: Config = {
     "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
@@ -79,9 +82,9 @@ def configure(task: str, preset: str = "small", options: Mapping[str, Any] | Non
         if name.startswith("model."):
             config["model"][name.removeprefix("model.")] = value
             continue
-        before = choose(config, name, f"option of {task}")
-        if not _same_kind(before, value):
-            raise ValueError(f"option {name} = {value!r}: it should be like {before!r}")
+        like = EXAMPLES.get(name, choose(config, name, f"option of {task}"))
+        if not (_same_kind(like, value) or (value is None and name in EXAMPLES)):
+            raise ValueError(f"option {name} = {value!r}: it should be like {like!r}")
         config[name] = value
     for name in ("batch_size", "lr", "clip", "minutes" if config["steps"] is None else "steps"):
         if not 0 < config[name] < math.inf:
@@ -92,11 +95,16 @@ def configure(task: str, preset: str = "small", options: Mapping[str, Any] | Non
 
 
 def _same_kind(before: Any, value: Any) -> bool:
-    if before is None or value is None:
-        return True
+    if isinstance(before, list):
+        return isinstance(value, list) and len(value) == len(before) and all(map(_same_kind, before, value))
     if isinstance(before, float):
         return isinstance(value, float | int) and not isinstance(value, bool)
     return isinstance(value, type(before)) and isinstance(value, bool) == isinstance(before, bool)
+
+
+def _check_share(config: Config, name: str) -> None:
+    if not 0 <= config[name] <= 1:
+        raise ValueError(f"option {name} = {config[name]}: it is a share; choose between 0 and 1")
 
 
 def make_task(config: Config) -> Task:
@@ -164,7 +172,11 @@ class DenoiserTask(_OnPictures):
         self.schedule = make_schedule(config["schedule"])
         choose(KINDS, config["predict"], "kind of prediction")
         choose(DISTRIBUTIONS, config["times"], "distribution of t")
+        _check_share(config, "class_drop")
+        if config["min_snr"] is not None and not config["min_snr"] > 0:
+            raise ValueError(f"option min_snr = {config['min_snr']}: it must be positive (5 is usual)")
         self.classes = 0 if self.data.labels is None else self.data.num_classes
+        check_card(self.card())
 
     def card(self) -> Config:
         """See `Task`."""
@@ -225,7 +237,9 @@ class ClassifierTask(_OnPictures):
         if self.data.labels is None:
             raise ValueError(f"data {config['data']!r} has no labels; a classifier needs them")
         self.schedule = make_schedule(config["schedule"])
+        _check_share(config, "noisy")
         self.classes = self.data.num_classes
+        check_card(self.card())
 
     def card(self) -> Config:
         """See `Task`."""

@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import statistics
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -30,10 +31,11 @@ Report = Callable[["Trainer", dict[str, float]], None]
 
 
 class Interrupted(Exception):
-    """Training was asked to stop by `signal` and saved itself at `step`."""
+    """Training was asked to stop by `signal`; it is saved at `step`, if there was one."""
 
     def __init__(self, run: Run, step: int, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}, and saved in {run.path}")
+        when = f"after step {step}, and saved in {run.path}" if step else "before the first step"
+        super().__init__(f"stopped by {signal.Signals(number).name} {when}")
         self.run, self.step, self.signal = run, step, number
 
 
@@ -150,7 +152,10 @@ class _Stop:
 
 
 def calibrate(task: Task, minutes: float, stop: _Stop) -> int:
-    """How many steps fit in `minutes`, from timing a few after the kernels are compiled. Their time counts as spent."""
+    """How many steps fit in `minutes` beside the pictures drawn on the way, from timing both after the kernels are compiled.
+
+    The time of the trial counts as spent.
+    """
     budget = 60 * minutes
     trainer = Trainer(task, total=10_000)
     for _ in range(2):
@@ -158,8 +163,17 @@ def calibrate(task: Task, minutes: float, stop: _Stop) -> int:
     times: list[float] = []
     while (len(times) < 3 or (sum(times) < 0.02 * budget and len(times) < 50)) and stop.signal is None:
         times.append(trainer.advance()["seconds"])
-    # Two hundredths go to checkpoints and pictures.
-    return max(1, int((0.98 * budget - sum(times)) / statistics.median(times))) if times else 1
+    if not times or stop.signal is not None:
+        return 1
+    pictures, count = 0.0, task.config["showings"]
+    if count:
+        started = perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            trainer.show(Path(folder))
+        # However short the training, half of it goes to steps.
+        pictures = min((1 + count) * (perf_counter() - started), budget / 2)
+    # Two hundredths go to checkpoints.
+    return max(1, int((0.98 * budget - sum(times) - pictures) / statistics.median(times)))
 
 
 def train(run: Run, report: Report | None = None, task: Task | None = None) -> Trainer:
@@ -169,7 +183,7 @@ def train(run: Run, report: Report | None = None, task: Task | None = None) -> T
     `task` is the one that the config describes, if it is at hand.
 
     Raises:
-        Interrupted: after Ctrl-C or SIGTERM, when the checkpoint is written.
+        Interrupted: after Ctrl-C or SIGTERM, when the checkpoint of the steps done is written.
         FloatingPointError: loss or gradient not finite; the last checkpoint stays as it was.
         ValueError: nothing left to do, or a config that makes no sense.
     """
