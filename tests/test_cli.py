@@ -72,13 +72,13 @@ def test_help_loads_neither_numba_nor_matplotlib() -> None:
 def test_the_module_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "tinydiff", "trian"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "tinydiff: error: no such command 'trian'; did you mean train?\n"
+    assert done.stderr == "tinydiff: error: unknown command 'trian': did you mean 'train'?\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["smaple"], "did you mean sample?"),
+        (["smaple"], "did you mean 'sample'?"),
         (["sample", "RUN", "--stpes", "3"], "--steps"),
         (["sample", "RUN", "--out", "no/such/folder.png"], "no folder no/such"),
         (["sample", "RUN", "--sampler", "ddmi", "--out", "a.png"], "'ddmi' is not one of"),
@@ -92,17 +92,19 @@ def test_the_module_is_the_command() -> None:
         (["sample", "RUN", "--eta", "0.5", "--sampler", "heun", "--out", "a.png"], "--eta is for the sampler ddim"),
         (["sample", "RUN", "--cfg", "nan", "--out", "a.png"], "--cfg"),
         (["sample", "RUN", "--device", "cuda", "--out", "a.png"], "device='cpu'"),
-        (["train", "denoisr", "--out", "new"], "did you mean denoiser?"),
+        (["train", "denoisr", "--out", "new"], "did you mean 'denoiser'?"),
         (["train", "denoiser"], "--out"),
         (["train", "denoiser", "--out", "new", "--steps", "2", "--minutes", "1"], "exclude each other"),
         (["train", "denoiser", "--out", "new", "--set", "lrr=1"], "did you mean 'lr'?"),
         (["train", "denoiser", "--out", "new", "--set", "lr"], "write NAME=VALUE"),
+        (["train", "denoiser", "--out", "new", "--set", "lr=null"], "option lr = None"),
+        (["train", "denoiser", "--out", "new", "--set", "steps=foo"], "option steps = 'foo': it should be like 1000"),
         (["train", "classifier", "--out", "new", "--predict", "v"], "unknown option of classifier 'predict'"),
         (["train", "denoiser", "--out", "new", "--resume"], "holds no run to resume"),
         (["train", "denoiser", "--out", "RUN", "--resume", "--steps", "3"], "started with steps = 2, not 3"),
         (["train", "denoiser", "--out", "RUN", "--resume", "--set", "model.norm_num_groups=4"], "norm_num_groups = 2, not 4"),
         (["dream", "--class", "12", "--classifier", "JUDGE"], "classes 0 to 9"),
-        (["gradcheck", "sofmax"], "did you mean softmax"),
+        (["gradcheck", "sofmax"], "did you mean 'softmax'"),
         (["schedules", "--out", "a.png", "--index", "1000"], "1000 test pictures"),
     ],
 )
@@ -130,6 +132,20 @@ def test_a_command_line_that_makes_no_sense(
         (["train", "denoiser", "--out", "new", "--data", "digitz"], "did you mean digits?"),
         (["train", "denoiser", "--out", "new", "--predict", "nose"], "did you mean 'noise'?"),
         (["train", "denoiser", "--out", "new", "--set", "model.norm_num_groups=7"], "must divide"),
+        (["train", "denoiser", "--out", "new", "--steps", "1", "--set", "ema=2"], "EMA decay must be in [0, 1), not 2"),
+        (["train", "denoiser", "--out", "new", "--steps", "1", "--set", "betas=[2,2]"], "betas must be in [0, 1)"),
+        (["train", "denoiser", "--out", "new", "--steps", "1", "--set", "min_snr=-1"], "option min_snr = -1"),
+        (["train", "denoiser", "--out", "new", "--steps", "1", "--set", "pad=-1"], "pad is -1"),
+        (["train", "denoiser", "--out", "new", "--steps", "1", "--set", "class_drop=3"], "option class_drop = 3"),
+        (["train", "classifier", "--out", "new", "--steps", "1", "--set", "noisy=-1"], "option noisy = -1"),
+        (
+            ["train", "denoiser", "--out", "new", "--steps", "1", "--set", "model.num_class_embeds=3"],
+            "num_class_embeds is 3; expected 11",
+        ),
+        (
+            ["train", "denoiser", "--out", "new", "--steps", "1", *DENOISER, "--set", "model.num_class_embeds=null"],
+            "no class_embedding",
+        ),
         (["train", "denoiser", "--out", "RUN", "--steps", "2"], "already holds a run"),
         (["train", "denoiser", "--out", "RUN", "--resume"], "is finished"),
         (["eval", "RUN", "--n", "6000", "--classifier", "JUDGE"], "choose at most 5000"),
@@ -163,10 +179,25 @@ def test_corrupt_weights_are_one_line(runs: dict[str, str], tmp_path: Path, caps
         (weights, card | {"shape": 3}),
         (weights, card | {"schedule": "wavy"}),
         (weights, card | {"model": {"block_out_channels": "wide"}}),
+        (weights, card | {"model": card["model"] | {"num_class_embeds": 3}}),
+        (weights, card | {"model": card["model"] | {"layers_per_block": 10**9}}),
+        (weights, card | {"model": card["model"] | {"block_out_channels": [4, 10**9]}}),
+        (weights, card | {"task": "classifier", "model": {"num_classes": 9}}),
     ):
         (tmp_path / "model.safetensors").write_bytes(spoiled)
         (tmp_path / "config.json").write_text(json.dumps(changed))
         assert str(tmp_path) in fails(capsys, 1, "sample", tmp_path, "--out", tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("error", [KeyError("name"), IndexError("too far"), AttributeError("no such thing")])
+def test_what_a_strange_file_leads_to_is_one_line(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(run: str) -> None:
+        raise error
+
+    monkeypatch.setattr("tinydiff.pipeline.Pipeline.load", load)
+    assert str(error) in fails(capsys, 1, "sample", "strange")
 
 
 def test_traceback_is_there_when_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,6 +297,7 @@ def test_dreams_are_written_and_the_two_gradients_compared(
     assert main(["dream", "--class", "3", "--steps", "5", "--classifier", runs["classifier"], "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "784" in shown or "1,568" in shown
+    assert "P(3) went from" in shown  # up, it may be
     assert {p.name for p in out.iterdir()} == {"film.gif", "picture.png", "curve.png", "gradient.png"}
     with Image.open(out / "picture.png") as picture:
         assert picture.size == (224, 224) and picture.text["class"] == "3"  # type: ignore[attr-defined]
@@ -330,6 +362,26 @@ def test_doctor_finds_what_slows_down(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(doctor, "_kernel_unforced", lambda: "Zen 9")
     (blas,) = [row for row in doctor.examine() if row.what == "BLAS"]
     assert blas.status == "warning" and "unset it to get Zen 9" in blas.fix
+
+
+@pytest.mark.parametrize("question", ["td.get_num_threads()", "next(tinydiff.doctor._numba())"])
+def test_asking_for_threads_starts_the_pool_as_kernels_want_it(question: str) -> None:
+    program = (
+        "import sys, numba, tinydiff as td, tinydiff.doctor; ask = numba.get_num_threads; early = []; "
+        "numba.get_num_threads = lambda: early.append('tinydiff.kernels.jit' not in sys.modules) or ask(); "
+        f"{question}; print(early)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[False]\n"
+
+
+def test_fetching_takes_its_folder_as_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinydiff import data
+
+    asked: list[object] = []
+    monkeypatch.setattr(data, "fetch", lambda *arguments: asked.extend(arguments))
+    assert main(["data", "fetch", "mnist", "--out", str(tmp_path / "here")]) == 0
+    assert asked[:2] == ["mnist", tmp_path / "here"]
 
 
 def test_data_tells_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,10 @@ from collections.abc import Sequence
 import click
 
 from tinydiff import __version__
-from tinydiff.cli.options import nearest
+from tinydiff.cli.options import find
+
+# What a user's files and options can lead to; anything else is a bug of ours, and shown whole.
+MISTAKES = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, MemoryError, ImportError, LookupError, AttributeError)
 
 
 class Group(click.Group):
@@ -25,8 +28,8 @@ class Group(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """As click's, but the error names the nearest commands."""
-        if args and not args[0].startswith("-") and args[0] not in self.commands:
-            raise click.UsageError(f"no such command {args[0]!r}; {nearest(args[0], self.commands)}", ctx)
+        if args and not args[0].startswith("-"):
+            find(self.commands, args[0], "command")
         return super().resolve_command(ctx, args)
 
 
@@ -59,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--traceback" in arguments:
             traceback.print_exc()
-        if isinstance(error, ValueError | TypeError | OSError | RuntimeError | ArithmeticError | MemoryError | ImportError):
+        if isinstance(error, MISTAKES):
             return _fail(str(error) or type(error).__name__, 1)
         raise
 

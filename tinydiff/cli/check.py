@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from tinydiff.cli.options import as_json, nearest, progress
-from tinydiff.cli.sample import SAMPLERS
+from tinydiff.cli.options import as_json, find, progress
+from tinydiff.diffusion import SAMPLERS
 
 TOLERANCE = 1e-4  # of derivatives against central differences in float64, relative to the larger of 1 and the value
 
@@ -21,10 +21,10 @@ TOLERANCE = 1e-4  # of derivatives against central differences in float64, relat
 )
 @click.option("--data", "spec", help="Real pictures to compare with.  [default: what it was trained on]")
 @click.option("--classifier", default="classifier", show_default=True, help="The judge: a run folder, or the shipped one.")
-@click.option("--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True)
+@click.option("--sampler", type=click.Choice(list(SAMPLERS)), default="ddim", show_default=True)
 @click.option("--steps", type=click.IntRange(1, 1000), default=50, show_default=True)
 @click.option("--cfg", type=float, default=2.0, show_default=True, help="Guidance; 1 is none.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True, help="Pictures at once.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Pictures at once.")
 @as_json
 def evaluate(
     run: str, n: int, spec: str | None, classifier: str, sampler: str, steps: int, cfg: float, batch_size: int, as_json: bool
@@ -70,8 +70,7 @@ def gradcheck(ctx: click.Context, ops: tuple[str, ...], as_json: bool) -> None:
     from tinydiff.samples import SAMPLES
 
     for name in ops:
-        if name not in SAMPLES:
-            raise click.UsageError(f"no such op {name!r}; {nearest(name, SAMPLES)}")
+        find(SAMPLES, name, "op")
     rows: list[dict[str, Any]] = []
     chosen = list(ops) or sorted(SAMPLES)
     with progress("checking") as update:
@@ -117,7 +116,7 @@ def data() -> None:
 
 @data.command()
 @click.argument("name")
-@click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: ./NAME]")
+@click.option("--out", "folder", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: ./NAME]")
 @click.option("--base-url", help="Download from here instead of the usual mirrors.")
 def fetch(name: str, folder: Path | None, base_url: str | None) -> None:
     """Download mnist or fashion, with checksums. The only command that opens a connection."""

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
+from tinydiff.diffusion.names import choose
+
+T = TypeVar("T")
 MOST = 1_000_000  # pictures in one call
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown name: the nearest known ones, or all."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, 2, 0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known)}"
+def find(table: Mapping[str, T], name: str, what: str) -> T:
+    """`table[name]`, as `choose`. Raises click.UsageError for an unknown name."""
+    try:
+        return choose(table, name, what)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 class Numbers(click.ParamType):

@@ -91,7 +91,7 @@ def dream(target: int, start: Path | None, steps: int, rate: float, seed: int, c
     figures.probability_curve(found.probabilities, name, out / "curve.png")
     figures.pixel_gradient_figure(gradients, picture, name, out / "gradient.png")
 
-    print(f"P({name}) rose from {found.probabilities[0]:.3g} to {found.probabilities[-1]:.3g} in {steps} steps")
+    print(f"P({name}) went from {found.probabilities[0]:.3g} to {found.probabilities[-1]:.3g} in {steps} steps")
     table = Table("gradient by the pixels", "evaluations", "milliseconds", "largest difference, relative")
     table.add_row("finite differences", f"{gradients.evaluations:,}", f"{1000 * gradients.seconds_differences:.1f}", "")
     table.add_row("one backward pass", "1", f"{1000 * gradients.seconds_backward:.1f}", f"{gradients.worst:.1e}")

@@ -10,8 +10,8 @@ import click
 import numpy as np
 
 from tinydiff.cli.options import MOST, Numbers, as_json, check_device, device, progress
+from tinydiff.diffusion import SAMPLERS
 
-SAMPLERS = ("subtract", "ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m")
 File = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -20,7 +20,7 @@ File = click.Path(dir_okay=False, path_type=Path)
 @click.option("--class", "classes", type=Numbers(["all"]), help="Which: 3, or 0,1,4, or 0-4, or all.  [default: all]")
 @click.option("--n", type=click.IntRange(1, MOST), help="How many in total.  [default: 8 a class, or as many as seeds]")
 @click.option("--seeds", type=Numbers(), help="0-63, or 1,5,9, or the first of --n in a row.  [default: 0]")
-@click.option("--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True)
+@click.option("--sampler", type=click.Choice(list(SAMPLERS)), default="ddim", show_default=True)
 @click.option("--steps", type=click.IntRange(1, 1000), default=50, show_default=True)
 @click.option("--cfg", type=float, default=2.0, show_default=True, help="Guidance; 1 is none.")
 @click.option("--eta", type=click.FloatRange(0, 1), help="Fresh noise in ddim, from 0 to 1.  [default: 0]")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from tinydiff.cli.options import as_json, check_device, device, nearest, progress
+from tinydiff.cli.options import as_json, check_device, device, find, progress
 
 
 class _Setting(click.ParamType):
@@ -54,9 +54,9 @@ def train(task: str, out: Path, minutes: float | None, steps: int | None, preset
     """
     from tinydiff.run import Run
     from tinydiff.tasks import TASKS, configure, make_task
+    from tinydiff.train import Trainer
 
-    if task not in TASKS:
-        raise click.UsageError(f"no such task {task!r}; {nearest(task, TASKS)}")
+    find(TASKS, task, "task")
     check_device(given.pop("device"))
     resume, json_wanted = given.pop("resume"), given.pop("as_json")
     options = dict(given.pop("settings")) | {name: value for name, value in given.items() if value is not None}
@@ -75,7 +75,7 @@ def train(task: str, out: Path, minutes: float | None, steps: int | None, preset
         except ValueError as error:
             raise click.UsageError(str(error)) from None
         made = make_task(config)
-        made.build()  # a network that can't be built leaves no folder behind
+        Trainer(made, total=1).gradients()  # what can't be trained leaves no folder behind
         for note in made.notes:
             print(f"tinydiff: {note}", file=sys.stderr)
         run = Run.create(out, config)
@@ -95,8 +95,8 @@ def _agree(config: dict[str, Any], options: dict[str, Any], out: Path) -> None:
 
 def describe(out: Path, result: dict[str, Any]) -> str:
     """One line about a finished training."""
-    figures = [f"loss {result['loss']:.4f}"] + [f"accuracy {result[name]:.4f}" for name in ("accuracy",) if name in result]
-    return f"{out}: {result['steps']} steps in {result['seconds']:.0f} s, {', '.join(figures)}, weights {result['weights']}"
+    figures = ", ".join(f"{name} {result[name]:.4f}" for name in ("loss", "accuracy") if name in result)
+    return f"{out}: {result['steps']} steps in {result['seconds']:.0f} s, {figures}, weights {result['weights']}"
 
 
 def train_with_progress(run: Any, again: str, task: Any = None) -> dict[str, Any]:
@@ -119,7 +119,6 @@ def train_with_progress(run: Any, again: str, task: Any = None) -> dict[str, Any
         except Interrupted as stop:
             print(f"tinydiff: {stop}. To go on: {again}", file=sys.stderr)
             raise click.exceptions.Exit(128 + stop.signal) from None  # as shells count
-    figures = {name: last[name] for name in ("accuracy",) if name in last}
     tail = losses[-100:]
     model, _ = load_model(run.path)
     return {
@@ -127,6 +126,6 @@ def train_with_progress(run: Any, again: str, task: Any = None) -> dict[str, Any
         "steps": trainer.total,
         "seconds": round(trainer.seconds, 3),
         "loss": sum(tail) / len(tail),
-        **figures,
+        **({"accuracy": last["accuracy"]} if "accuracy" in last else {}),
         "weights": weights_hash(model),
     }
