@@ -27,7 +27,7 @@ DEVICES = ("cpu", "cuda")
 def check_dtype(dtype: Any) -> np.dtype:
     """The NumPy dtype that `dtype` names. Raises TypeError for one that tensors don't have."""
     try:
-        found = np.dtype(dtype)
+        found = np.dtype(dtype) if dtype is not None else None
     except TypeError:
         found = None
     if found is None or found not in DTYPES:
