@@ -12,7 +12,7 @@ A first look:
 
 from __future__ import annotations
 
-from os import PathLike
+from os import PathLike, fspath
 
 from tinydiff import models, nn, ops, optim
 from tinydiff.autograd import checkpoint, enable_grad, grad, hvp, is_grad_enabled, jvp, no_grad, set_grad_enabled, vjp
@@ -32,8 +32,6 @@ def load(run: str | PathLike[str]) -> nn.Module:
 
     Raises ValueError when there is none.
     """
-    from pathlib import Path
-
     from tinydiff.pipeline import load_model
 
-    return load_model(Path(run))[0]
+    return load_model(fspath(run))[0]
