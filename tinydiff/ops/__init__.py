@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from tinydiff import tensor as _tensor
+from tinydiff.ops.activation import dropout, gelu, quick_gelu, relu, sigmoid, silu, softplus, tanh
 from tinydiff.ops.attention import scaled_dot_product_attention
 from tinydiff.ops.conv import activate, avg_pool2d, conv2d, conv2d_input_grad, conv2d_weight_grad, max_pool2d
 from tinydiff.ops.elementwise import (
@@ -14,13 +15,11 @@ from tinydiff.ops.elementwise import (
     clip,
     cos,
     div,
-    dropout,
     eq,
     erf,
     exp,
     expm1,
     ge,
-    gelu,
     gt,
     le,
     log,
@@ -35,17 +34,11 @@ from tinydiff.ops.elementwise import (
     ne,
     neg,
     pow,
-    quick_gelu,
-    relu,
     rsqrt,
-    sigmoid,
     sign,
-    silu,
     sin,
-    softplus,
     sqrt,
     sub,
-    tanh,
     where,
 )
 from tinydiff.ops.indexing import embedding, gather, scatter_add, take, upsample_nearest2d

@@ -15,7 +15,7 @@ import numpy as np
 from tinydiff import kernels
 from tinydiff.backend import Array
 from tinydiff.op import fused, op
-from tinydiff.ops.elementwise import relu, silu
+from tinydiff.ops.activation import relu, silu
 from tinydiff.ops.reduce import max, mean, sum
 from tinydiff.ops.shape import getitem, stack
 from tinydiff.tensor import Tensor, as_tensor

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tinydiff.op import fused
-from tinydiff.ops.elementwise import mul, neg, softplus, sub
+from tinydiff.ops.activation import softplus
+from tinydiff.ops.elementwise import mul, neg, sub
 from tinydiff.ops.indexing import gather
 from tinydiff.ops.reduce import log_softmax, mean, sum
 from tinydiff.ops.shape import unsqueeze

@@ -1,0 +1,146 @@
+"""Activations, and dropout."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tinydiff import kernels, random
+from tinydiff.backend import Array
+from tinydiff.op import LARGE, fused, op
+from tinydiff.ops.elementwise import add, astype, erf, mul, sub
+from tinydiff.tensor import Tensor
+
+SQRT_HALF = math.sqrt(0.5)
+
+
+@op
+def tanh(xp: Any, x: Array) -> Array:
+    """Hyperbolic tangent."""
+    return xp.tanh(x)
+
+
+@tanh.kernel("numpy", above=LARGE)
+def _(x: Array) -> Any:
+    return kernels.activation.tanh(x)
+
+
+@tanh.vjp
+def _(g: Tensor, out: Tensor) -> Tensor:
+    return mul(g, sub(1.0, mul(out, out)))
+
+
+def stable_sigmoid(xp: Any, x: Array) -> Array:
+    """1/(1 + e⁻ˣ) as ½(1 + tanh(x/2)): no overflow on either side."""
+    return 0.5 * (xp.tanh(0.5 * x) + 1)
+
+
+@op
+def sigmoid(xp: Any, x: Array) -> Array:
+    """1/(1 + e⁻ˣ)."""
+    return stable_sigmoid(xp, x)
+
+
+@sigmoid.kernel("numpy", above=LARGE)
+def _(x: Array) -> Any:
+    return kernels.activation.sigmoid(x)
+
+
+@sigmoid.vjp
+def _(g: Tensor, out: Tensor) -> Tensor:
+    return mul(g, mul(out, sub(1.0, out)))
+
+
+@op
+def relu(xp: Any, x: Array) -> Array:
+    """max(x, 0). The derivative at 0 is 0."""
+    return xp.maximum(x, 0)
+
+
+@relu.vjp
+def _(g: Tensor, x: Tensor) -> Tensor:
+    return mul(g, astype(x > 0, g.dtype))
+
+
+@op
+def silu(xp: Any, x: Array) -> Array:
+    """x · sigmoid(x), also called swish (Elfwing et al. 2017)."""
+    return x * stable_sigmoid(xp, x)
+
+
+@silu.vjp
+def _(g: Tensor, x: Tensor) -> Tensor:
+    s = sigmoid(x)
+    return mul(g, mul(s, add(1.0, mul(x, sub(1.0, s)))))
+
+
+@silu.kernel("numpy", above=LARGE)
+def _(x: Array) -> Any:
+    return kernels.activation.silu(x)
+
+
+@silu.kernel_backward("numpy")
+def _(g: Array, x: Array) -> Any:
+    return kernels.activation.silu_backward(g, x)
+
+
+@fused
+def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    """x · Φ(x), with the normal distribution's Φ by erf, or by tanh if `approximate="tanh"` (Hendrycks & Gimpel 2016)."""
+    if approximate == "none":
+        return x * (erf(x * SQRT_HALF) + 1.0) * 0.5
+    if approximate == "tanh":
+        return x * (tanh((x + x * x * x * 0.044715) * math.sqrt(2 / math.pi)) + 1.0) * 0.5
+    raise ValueError(f"gelu: approximate must be 'none' or 'tanh', not {approximate!r}")
+
+
+@gelu.kernel("numpy", above=LARGE)
+def _(x: Array, approximate: str) -> Any:
+    return kernels.activation.gelu(x, approximate)
+
+
+@gelu.kernel_backward("numpy")
+def _(g: Array, x: Array, approximate: str) -> Any:
+    return kernels.activation.gelu_backward(g, x, approximate)
+
+
+@fused
+def quick_gelu(x: Tensor) -> Tensor:
+    """x · sigmoid(1.702 x), the GELU of CLIP."""
+    return x * sigmoid(x * 1.702)
+
+
+@quick_gelu.kernel("numpy", above=LARGE)
+def _(x: Array) -> Any:
+    return kernels.activation.quick_gelu(x)
+
+
+@quick_gelu.kernel_backward("numpy")
+def _(g: Array, x: Array) -> Any:
+    return kernels.activation.quick_gelu_backward(g, x)
+
+
+@op
+def softplus(xp: Any, x: Array) -> Array:
+    """log(1 + eˣ), without overflow."""
+    return xp.logaddexp(x, xp.zeros((), x.dtype))
+
+
+@softplus.vjp
+def _(g: Tensor, x: Tensor) -> Tensor:
+    return mul(g, sigmoid(x))
+
+
+def dropout(x: Tensor, p: float = 0.5, training: bool = True, *, rng: np.random.Generator | None = None) -> Tensor:
+    """x with each element zeroed with probability p and the rest divided by 1 - p (Srivastava et al. 2014).
+
+    `rng` defaults to the package's generator. Raises ValueError unless 0 <= p < 1.
+    """
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout: p must be in [0, 1), not {p}")
+    if not training or p == 0:
+        return x
+    keep = (rng or random.generator()).random(x.shape, np.float32) >= p
+    return mul(x, Tensor(keep.astype(x.dtype) / (1 - p)).astype(x.dtype))
