@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from tinydiff.models.autoencoder import AutoencoderKL
 from tinydiff.models.classifier import Classifier
 from tinydiff.models.unet import UNet2DModel
 
-__all__ = ["Classifier", "UNet2DModel"]
+__all__ = ["AutoencoderKL", "Classifier", "UNet2DModel"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tinydiff import ops
-from tinydiff.nn import Attention, Conv2d, GroupNorm, Linear, Module
+from tinydiff.nn import Attention, Conv2d, GroupNorm, Linear, Module, ModuleList
 from tinydiff.tensor import Tensor
 
 
@@ -94,3 +95,21 @@ class Upsample2D(Module):
         if size is not None and size != x.shape[1:3]:
             x = x[:, : size[0], : size[1]]
         return self.conv(x)
+
+
+class Block(Module):
+    """Resnets, each with attention after it where the block has that, and a resampler where it has one."""
+
+    attentions: ModuleList[SpatialAttention] | None = None
+    downsamplers: ModuleList[Downsample2D] | None = None
+    upsamplers: ModuleList[Upsample2D] | None = None
+
+    def __init__(self, resnets: list[ResnetBlock2D], attentions: Sequence[SpatialAttention] = ()) -> None:
+        self.resnets = ModuleList(resnets)
+        if attentions:
+            self.attentions = ModuleList(attentions)
+
+    def layers(self) -> list[tuple[Module, Module | None]]:
+        """Each resnet with its attention."""
+        attentions = list(self.attentions) if self.attentions is not None else [None] * len(self.resnets)
+        return list(zip(self.resnets, attentions))

@@ -9,6 +9,7 @@ import numpy as np
 
 from tinydiff import autograd, ops
 from tinydiff.models.blocks import (
+    Block,
     Downsample2D,
     ResnetBlock2D,
     SpatialAttention,
@@ -19,24 +20,6 @@ from tinydiff.models.blocks import (
 from tinydiff.models.model import Model, supported
 from tinydiff.nn import Conv2d, Embedding, GroupNorm, Module, ModuleList
 from tinydiff.tensor import Tensor
-
-
-class _Block(Module):
-    """Resnets, each with attention after it where the block has that, and a resampler where it has one."""
-
-    attentions: ModuleList[SpatialAttention] | None = None
-    downsamplers: ModuleList[Downsample2D] | None = None
-    upsamplers: ModuleList[Upsample2D] | None = None
-
-    def __init__(self, resnets: list[ResnetBlock2D], attentions: list[SpatialAttention]) -> None:
-        self.resnets = ModuleList(resnets)
-        if attentions:
-            self.attentions = ModuleList(attentions)
-
-    def layers(self) -> list[tuple[Module, Module | None]]:
-        """Each resnet with its attention."""
-        attentions = list(self.attentions) if self.attentions is not None else [None] * len(self.resnets)
-        return list(zip(self.resnets, attentions))
 
 
 class UNet2DModel(Model):
@@ -122,11 +105,11 @@ class UNet2DModel(Model):
         self.time_embedding = TimestepEmbedding(first, time_size)
         self.class_embedding = Embedding(num_class_embeds, time_size) if num_class_embeds else None
 
-        self.down_blocks: ModuleList[_Block] = ModuleList()
+        self.down_blocks: ModuleList[Block] = ModuleList()
         skips, channels = [first], first
         for i, (width, kind) in enumerate(zip(widths, down_block_types)):
             resnets = [resnet(channels if j == 0 else width, width) for j in range(layers_per_block)]
-            block = _Block(resnets, _attentions(kind, "Down", layers_per_block, width, attention))
+            block = Block(resnets, _attentions(kind, "Down", layers_per_block, width, attention))
             skips += [width] * layers_per_block
             if i < len(widths) - 1:
                 block.downsamplers = ModuleList([Downsample2D(width, downsample_padding)])
@@ -134,17 +117,17 @@ class UNet2DModel(Model):
             self.down_blocks.append(block)
             channels = width
 
-        self.mid_block = _Block(
+        self.mid_block = Block(
             [resnet(channels, channels), resnet(channels, channels)], [attention(channels)] if add_attention else []
         )
 
-        self.up_blocks: ModuleList[_Block] = ModuleList()
+        self.up_blocks: ModuleList[Block] = ModuleList()
         for i, (width, kind) in enumerate(zip(reversed(widths), up_block_types)):
             resnets = []
             for _ in range(layers_per_block + 1):
                 resnets.append(resnet(channels + skips.pop(), width))
                 channels = width
-            block = _Block(resnets, _attentions(kind, "Up", layers_per_block + 1, width, attention))
+            block = Block(resnets, _attentions(kind, "Up", layers_per_block + 1, width, attention))
             if i < len(widths) - 1:
                 block.upsamplers = ModuleList([Upsample2D(width)])
             self.up_blocks.append(block)
