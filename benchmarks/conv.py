@@ -227,7 +227,7 @@ def definition(x: np.ndarray, w: np.ndarray, stride: int, padding: int) -> np.nd
     """The op's reference: one matrix product for each position in the kernel."""
     from tinydiff.ops.conv import _conv2d, padding_pairs
 
-    return _conv2d.definition(np, x, w, stride=(stride, stride), padding=padding_pairs(padding))
+    return _conv2d.op.definition(np, x, w, stride=(stride, stride), padding=padding_pairs(padding))
 
 
 def all_algorithms() -> dict[str, Forward]:

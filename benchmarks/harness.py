@@ -7,6 +7,7 @@ the idle threads of one side's pool spin for a while after a call, and would oth
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -89,6 +90,8 @@ class Bench:
         if settings.against == "torch":
             self.torch = import_torch()
             self.torch.set_num_threads(self.threads)
+            gc.collect()
+            gc.freeze()  # what PyTorch's import left is not to be walked through on account of our objects
         for warning in blas_warnings() + load_warnings():
             self.console.print(f"warning: {warning}")
         # OpenMP's default is to leave BLAS its own number of threads; both sides get the same.

@@ -217,7 +217,7 @@ def test_first_nonfinite_sees_every_gradient_of_a_backward_kernel(twice, monkeyp
     with pytest.raises(FloatingPointError, match=r"the backward of twice .* gave 1 of 2"), td.first_nonfinite():
         y = twice(x)
         monkeypatch.setattr(STATE, "node", y.node)
-        OBSERVERS[0](Call(twice, "numpy backward", [good, good], (None, good, bad), {}, 0.0, y.node))
+        OBSERVERS[0](Call(twice.op, "numpy backward", [good, good], (None, good, bad), {}, 0.0, y.node))
 
 
 def test_first_nonfinite_says_when_nan_came_in():

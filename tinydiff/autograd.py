@@ -7,13 +7,13 @@ backwards (to older nodes and to leaves), so a graph holds no reference cycle an
 
 from __future__ import annotations
 
-import heapq
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from heapq import heappop, heappush
 from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,28 +35,7 @@ class _State(threading.local):
 
 
 STATE = _State()
-_serials = count()
-
-
-class Saved(NamedTuple):
-    """What a node keeps for its backward; only what some rule reads is there, the rest is None.
-
-    Attributes:
-        inputs: per input the Tensor (or number).
-        versions: of each saved input that `assign_` may change, the counter and what it said when saved.
-        output: the result's raw array (a Tensor would be a reference cycle).
-        shapes: of the inputs.
-        cache: what the kernel that ran computed on the side.
-    """
-
-    inputs: Sequence[Any]
-    versions: Sequence[tuple[list[int], int]] | None
-    output: Any
-    shapes: tuple | None
-    cache: Any
-
-
-NOTHING = Saved((), None, None, None, None)
+_serials = count(0, -1)  # falling, so that the youngest comes first in a heap
 
 
 class Node:
@@ -66,27 +45,42 @@ class Node:
         op, params: what ran, with which keyword parameters.
         edges: per input, where its gradient goes: the Node that made it, the leaf Tensor itself, or None.
         shape: of the result.
-        saved: a `Saved`; a `_Dropped` inside a checkpoint; None once backward has consumed the node.
+        inputs: per input the Tensor (or number) if some rule reads it, else None; all of it None once backward has consumed
+            the node; a `_Dropped` inside a checkpoint.
+        output: the result's raw array if some rule reads it (a Tensor would be a reference cycle).
+        shapes: of the inputs, if some rule reads them.
+        cache: what the kernel that ran computed on the side.
+        version: what the version counters of the saved inputs that `assign_` may change added up to; None without such.
         code, offset: the code object and instruction of the call, for messages; never a frame, which would keep its locals alive.
     """
 
-    __slots__ = ("code", "edges", "hooks", "offset", "op", "params", "saved", "serial", "shape")
+    __slots__ = (
+        "cache", "code", "edges", "hooks", "inputs", "offset", "op", "output", "params", "serial", "shape", "shapes", "version"
+    )  # fmt: skip
 
     def __init__(
         self,
         op: Op,
-        edges: Sequence[Any],
         params: dict[str, Any],
+        edges: Sequence[Any],
         shape: tuple[int, ...],
-        saved: Any,
+        inputs: Any,
+        output: Any,
+        shapes: tuple | None,
+        cache: Any,
+        version: int | None,
         code: CodeType,
         offset: int,
     ) -> None:
         self.op = op
-        self.edges = edges
         self.params = params
+        self.edges = edges
         self.shape = shape
-        self.saved = saved
+        self.inputs = inputs
+        self.output = output
+        self.shapes = shapes
+        self.cache = cache
+        self.version = version
         self.code = code
         self.offset = offset
         self.serial = next(_serials)
@@ -97,24 +91,25 @@ class Node:
         lines = [number for start, end, number in self.code.co_lines() if start <= self.offset < end and number]
         return f"{self.code.co_filename}:{lines[0] if lines else self.code.co_firstlineno}"
 
-    def recall(self) -> Saved:
-        """What was saved, computed again first if a checkpoint dropped it. Raises RuntimeError if released or stale."""
-        saved = self.saved
-        if saved is None:
+    def recall(self) -> None:
+        """Check what was saved, and compute it again if a checkpoint dropped it. Raises RuntimeError if released or stale."""
+        if self.inputs is None:
             raise RuntimeError(
                 f"the graph of {self.op.name} (called at {self.line()}) was released by an earlier backward; "
                 "pass retain_graph=True to that one"
             )
-        if saved.versions is not None:
-            for counter, version in saved.versions:
-                if counter[0] != version:
-                    raise RuntimeError(
-                        f"a value that {self.op.name} (called at {self.line()}) saved for backward was changed by assign_ since; "
-                        "run the forward pass again, or backward before the change"
-                    )
-        if type(saved) is _Dropped:
-            saved = self.saved = saved.region.restore(saved.position)
-        return saved
+        if self.version is not None:
+            total = 0
+            for x in self.inputs:
+                if isinstance(x, Tensor) and x.version is not None:
+                    total += x.version[0]
+            if total != self.version:
+                raise RuntimeError(
+                    f"a value that {self.op.name} (called at {self.line()}) saved for backward was changed by assign_ since; "
+                    "run the forward pass again, or backward before the change"
+                )
+        if type(self.inputs) is _Dropped:
+            self.inputs, self.output, self.shapes, self.cache = self.inputs.region.restore(self.inputs.position)
 
 
 # Switching recording off and on.
@@ -177,25 +172,33 @@ def walk(
     heap: list[tuple[int, Node]] = []
     useful = None if wanted is None else _leading_to(wanted, outputs)
     outer = STATE.node  # set while a fused op differentiates its composition
-
-    def send(target: Any, gradient: Tensor) -> None:
-        if gradient.data.shape != target.shape:
-            gradient = sum_to(gradient, target.shape)
-        pool = pending if type(target) is Node else leaves
-        if target in pool:
-            pool[target] = add(pool[target], gradient)
-        else:
-            pool[target] = gradient
-            if pool is pending:
-                heapq.heappush(heap, (-target.serial, target))
-
-    for output, cotangent in zip(outputs, cotangents):
-        target = output.node or output
-        if useful is None or target in useful:
-            send(target, cotangent)
+    edges: Sequence[Any] = [output.node or output for output in outputs]
+    if useful is not None:
+        edges = [edge if edge in useful else None for edge in edges]
+    gradients: Sequence[Tensor | None] = cotangents
+    node: Node | None = None
+    gradient: Any = None
     try:
-        while heap:
-            node = heapq.heappop(heap)[1]
+        while True:
+            for target, sent in zip(edges, gradients):
+                if target is None or sent is None:
+                    continue
+                if sent.data.shape != target.shape:
+                    sent = sum_to(sent, target.shape)
+                if type(target) is not Node:
+                    leaves[target] = add(leaves[target], sent) if target in leaves else sent
+                elif target in pending:
+                    pending[target] = add(pending[target], sent)
+                else:
+                    pending[target] = sent
+                    heappush(heap, (target.serial, target))
+            if node is not None:
+                if OBSERVERS:
+                    STATE.node = outer
+                yield node, gradient, gradients
+            if not heap:
+                break
+            node = heappop(heap)[1]
             gradient = pending.pop(node)
             if node.hooks:
                 gradient = _call_hooks(node.hooks, gradient)
@@ -204,19 +207,16 @@ def walk(
                 if node in wanted:  # type: ignore[operator]
                     leaves[node] = gradient
                 edges = [edge if edge in useful else None for edge in edges]
-                done = node.saved is not None or wanted <= leaves.keys()  # type: ignore[operator]
+                done = node.inputs is not None or wanted <= leaves.keys()  # type: ignore[operator]
                 if done and all(edge is None for edge in edges):
+                    node, gradients = None, ()
                     continue
             if OBSERVERS:
                 STATE.node = outer or node
             gradients = node.op.backpropagate(node, gradient, edges, create_graph)
             if not retain_graph:
-                node.saved, node.edges = None, ()
-            for edge, grad in zip(edges, gradients):
-                if edge is not None and grad is not None:
-                    send(edge, grad)
-            STATE.node = outer
-            yield node, gradient, gradients
+                node.inputs = node.output = node.cache = None
+                node.edges = ()
     finally:
         STATE.node = outer
     for target, gradient in leaves.items():
@@ -243,7 +243,7 @@ def reachable(outputs: Iterable[Tensor]) -> list[Node]:
         if node not in found:
             found.add(node)
             stack.extend(edge for edge in node.edges if type(edge) is Node)
-    return sorted(found, key=lambda node: node.serial)
+    return sorted(found, key=lambda node: -node.serial)
 
 
 def _leading_to(wanted: set, outputs: Sequence[Tensor]) -> set:
@@ -253,7 +253,7 @@ def _leading_to(wanted: set, outputs: Sequence[Tensor]) -> set:
     """
     useful = set(wanted)
     for node in reachable(outputs):
-        if node.saved is None or any(edge in useful for edge in node.edges if edge is not None):
+        if node.inputs is None or any(edge in useful for edge in node.edges if edge is not None):
             useful.add(node)
     return useful
 
@@ -393,7 +393,7 @@ class _Region:
         self.fn, self.args, self.kwargs = fn, args, kwargs
         self.random_state = random.get_state()
         self.size = 0
-        self.restored: dict[int, Saved] | None = None
+        self.restored: dict[int, tuple] | None = None
         self.recording: list[Node] | None = None
 
     def drop(self, node: Node) -> None:
@@ -401,11 +401,12 @@ class _Region:
         if self.recording is not None:
             self.recording.append(node)
         else:
-            node.saved = _Dropped(self, self.size, node.saved.versions)
+            node.inputs = _Dropped(self, self.size, node.inputs)
+            node.output = node.shapes = node.cache = None
             self.size += 1
 
-    def restore(self, position: int) -> Saved:
-        """What the node at `position` saved. Runs the region again if need be."""
+    def restore(self, position: int) -> tuple:
+        """Inputs, output, shapes and cache of the node at `position`. Runs the region again if need be."""
         if self.restored is None or position not in self.restored:
             self.recording, before = [], (STATE.region, random.get_state())
             try:
@@ -418,7 +419,7 @@ class _Region:
                         f"the checkpointed function recorded {self.size} ops first and {len(self.recording)} when run again; "
                         "it must do the same work both times"
                     )
-                self.restored = {i: node.saved for i, node in enumerate(self.recording)}
+                self.restored = {i: (n.inputs, n.output, n.shapes, n.cache) for i, n in enumerate(self.recording)}
             finally:
                 self.recording = None
                 STATE.region, state = before
@@ -427,12 +428,16 @@ class _Region:
 
 
 class _Dropped:
-    """Stands in `Node.saved` for what a checkpointed region will compute again."""
+    """Stands in `Node.inputs` for what a checkpointed region will compute again; and what of it `assign_` may change."""
 
-    __slots__ = ("position", "region", "versions")
+    __slots__ = ("assignable", "position", "region")
 
-    def __init__(self, region: _Region, position: int, versions: Any) -> None:
-        self.region, self.position, self.versions = region, position, versions
+    def __init__(self, region: _Region, position: int, inputs: Sequence[Any]) -> None:
+        self.region, self.position = region, position
+        self.assignable = [x for x in inputs if isinstance(x, Tensor) and x.version is not None]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.assignable)
 
 
 def checkpoint(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinydiff import autograd
-from tinydiff.autograd import Node, Saved
+from tinydiff.autograd import Node
 from tinydiff.hooks import input_names, owner, span
 from tinydiff.tensor import Tensor
 
@@ -82,7 +82,7 @@ def _nodes(outputs: Sequence[Tensor], limit: int) -> list[Node]:
     for output in outputs:
         if not isinstance(output, Tensor):
             raise TypeError(f"draw needs tensors, not {type(output).__name__}")
-        if output.node is not None and output.node.saved is None:
+        if output.node is not None and output.node.inputs is None:
             raise RuntimeError("draw: backward has released this graph; draw it before, or pass retain_graph=True to backward")
     nodes = autograd.reachable(outputs)
     if not nodes:
@@ -92,13 +92,12 @@ def _nodes(outputs: Sequence[Tensor], limit: int) -> list[Node]:
 
 def _saved_arrays(node: Node) -> list[tuple[str, Any]]:
     """What a node keeps for its backward, by name; nothing when a checkpoint dropped it."""
-    saved = node.saved
-    if not isinstance(saved, Saved):
+    if not isinstance(node.inputs, list | tuple):
         return []
-    found = [(n, x.data) for n, x in zip(input_names(node.op, len(saved.inputs)), saved.inputs) if isinstance(x, Tensor)]
-    if saved.output is not None:
-        found.append(("out", saved.output))
-    caches = saved.cache if isinstance(saved.cache, tuple) else (saved.cache,)
+    found = [(n, x.data) for n, x in zip(input_names(node.op, len(node.inputs)), node.inputs) if isinstance(x, Tensor)]
+    if node.output is not None:
+        found.append(("out", node.output))
+    caches = node.cache if isinstance(node.cache, tuple) else (node.cache,)
     return found + [("cache", c) for c in caches if hasattr(c, "nbytes")]
 
 
@@ -108,8 +107,8 @@ def _op_label(node: Node, name: str | None) -> str:
     if arrays:
         kept = ", ".join(dict.fromkeys(n for n, _ in arrays))
         lines.append(f"saves {kept}: {_bytes(sum(span(a) for a in {id(a): a for _, a in arrays}.values()))}")
-    elif not isinstance(node.saved, Saved):
-        lines.append("released" if node.saved is None else "saves nothing (checkpoint)")
+    elif not isinstance(node.inputs, list | tuple):
+        lines.append("released" if node.inputs is None else "saves nothing (checkpoint)")
     return "\n".join(lines)
 
 

@@ -30,9 +30,10 @@ from time import perf_counter
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec
 
 import numpy as np
+from numpy import ndarray
 
 from tinydiff import autograd
-from tinydiff.autograd import NOTHING, STATE, Node, Saved
+from tinydiff.autograd import STATE, Node
 from tinydiff.backend import Array, array_module
 from tinydiff.tensor import Tensor, as_tensor
 
@@ -47,6 +48,8 @@ REGISTRY: dict[str, Op[Any]] = {}
 OBSERVERS: list[Callable[[Call], None]] = []
 """Called after each computation, forward and backward (see `hooks`)."""
 
+FLOAT32 = np.dtype(np.float32)
+_sequences = {tuple, list}
 _numbers = {int, float, bool, type(None)}
 _folder = Path(__file__).parent
 _engine_files = {str(path) for name in ("op.py", "tensor.py", "autograd.py", "ops/*.py") for path in _folder.glob(name)}
@@ -69,7 +72,7 @@ class Rule:
 
     Attributes:
         target: the position of the only input whose gradient it gives; None if it gives one for every input.
-        call: `(g, out, saved, params, edges)` to the function's result, each argument fetched from its place.
+        call: `(g, out, inputs, node, edges)` to the function's result, each argument fetched from its place.
         inputs: the positions of the inputs it reads; None for all of them.
     """
 
@@ -77,27 +80,25 @@ class Rule:
         self.target = None if target is None else op.positions[target]
         reads = list(inspect.signature(fn).parameters)
         places = {"g": "g", "out": "out", "needs": "[edge is not None for edge in edges]"}
-        places |= {"shapes": "saved.shapes", "cache": "saved.cache"}
-        places |= {name: f"params[{name!r}]" for name in op.defaults}
-        places |= {name: "saved.inputs" if op.variadic else f"saved.inputs[{i}]" for name, i in op.positions.items()}
+        places |= {"shapes": "node.shapes", "cache": "node.cache"}
+        places |= {name: f"node.params[{name!r}]" for name in op.defaults}
+        places |= {name: "inputs" if op.variadic else f"inputs[{i}]" for name, i in op.positions.items()}
         unknown = [name for name in reads if name not in places]
         if unknown:
             raise TypeError(f"a rule of {op.name} reads {', '.join(unknown)}, which is no input or parameter of it")
         arguments = ", ".join(places[name] for name in reads)
-        self.call = eval(f"lambda g, out, saved, params, edges: fn({arguments})", {"fn": fn})
+        self.call = eval(f"lambda g, out, inputs, node, edges: fn({arguments})", {"fn": fn})
         self.wants = frozenset(reads)
         everything = op.variadic and op.inputs[0] in reads
         self.inputs = None if everything else tuple(i for name, i in op.positions.items() if name in reads)
 
 
 class _Plan(NamedTuple):
-    """What to save for one set of inputs that require gradients."""
+    """What to save for one set of inputs that require gradients: positions of inputs (None: all), output, the inputs' shapes."""
 
-    inputs: tuple[bool, ...]
-    everything: bool
+    inputs: tuple[int, ...] | None
     output: bool
     shapes: bool
-    anything: bool
 
 
 class Kernel:
@@ -146,11 +147,7 @@ class Op(Generic[P]):
         self.positions = {name: i for i, name in enumerate(self.inputs)}
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in tensors)
         self.optional = {p.name: p.default for p in tensors if p.default is not p.empty}
-        self.required = tuple(p.name for p in tensors if p.default is p.empty)
         self.defaults = {p.name: p.default for p in parameters if p not in tensors}
-        self.simple = (
-            not self.variadic and parameters[: len(tensors)] == tensors and inspect.Parameter.empty not in self.defaults.values()
-        )
         self.rules: list[Rule] = []
         self.differentiable = fused
         self.kernels: dict[str, list[Kernel]] = {}
@@ -160,12 +157,10 @@ class Op(Generic[P]):
         self.__name__ = self.name
         self.__signature__ = inspect.Signature(parameters)
         self.__wrapped_module__ = definition.__module__
+        self.function = _make_function(self)
 
     def __repr__(self) -> str:
         return f"<op {self.name}{self.__signature__}>"
-
-    def __get__(self, instance: Any, owner: Any = None) -> Callable[..., Tensor]:
-        return self if instance is None else lambda *args, **kwargs: self(instance, *args, **kwargs)  # type: ignore[return-value]
 
     # Declaring.
 
@@ -213,39 +208,35 @@ class Op(Generic[P]):
     # Running.
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
-        inputs: Any = args
-        params = self.defaults
-        if kwargs or not self.simple or len(args) != len(self.inputs):
-            inputs, params = self._bind(args, kwargs)
+        return self.function(*args, **kwargs)
+
+    def _settle(self, inputs: Sequence[Any], params: dict[str, Any]) -> Tensor:
+        """Run on inputs of any kind: other dtypes, devices, plain arrays and lists as well."""
         arrays: list[Any] = []
         edges: list[Any] = []
-        xp: Any = np
-        bits, bit, dtype, mixed = 0, 1, None, False
+        dtypes = set()
         for x in inputs:
             if isinstance(x, Tensor):
-                if x.requires_grad:
-                    bits |= bit
-                    edges.append(x.node or x)
-                else:
-                    edges.append(None)
-                x = x.data
-                if x.dtype is not dtype:
-                    mixed = mixed or dtype is not None
-                    dtype = x.dtype
-                if type(x) is not np.ndarray:
-                    xp = None
+                edges.append(x.node or x if x.requires_grad else None)
+                arrays.append(x.data)
+                dtypes.add(x.dtype)
             elif type(x) not in _numbers or (self.fused and x is not None):
-                return self._with(self._tensors(inputs), params)
+                return self._settle(self._tensors(inputs), params)
             else:
                 edges.append(None)
-            arrays.append(x)
-            bit += bit
-        if dtype is None or ((mixed or dtype.kind != "f") and self.dtypes != "any"):
-            promoted = self._promote(inputs)
+                arrays.append(x)
+        if self.dtypes != "any" or not dtypes:
+            promoted = self._promote(inputs, dtypes)
             if promoted is not None:
-                return self._with(promoted, params)
-        if xp is None:
-            xp = array_module(*arrays)
+                return self._settle(promoted, params)
+        xp = array_module(*arrays)
+        bits = sum(1 << i for i, edge in enumerate(edges) if edge is not None)
+        return self._run(xp, inputs, arrays, params, edges, bits)
+
+    def _run(
+        self, xp: Any, inputs: Sequence[Any], arrays: Sequence[Any], params: dict[str, Any], edges: Sequence[Any], bits: int
+    ) -> Tensor:
+        """Compute, by a kernel or the definition, and record. `bits` says which inputs require gradients."""
         observed = OBSERVERS and perf_counter()
         kernel = cache = None
         try:
@@ -257,13 +248,13 @@ class Op(Generic[P]):
                 return self._compose(inputs, params)
             elif not params:
                 out = self.definition(xp, *arrays)
-            elif self.simple or self.variadic:
+            elif self.variadic:
                 out = self.definition(xp, *arrays, **params)
             else:
                 out = self.definition(xp, **dict(zip(self.inputs, arrays)), **params)
         except (ValueError, TypeError, IndexError, OverflowError) as error:
             raise self._explained(error, arrays, params) from None
-        if type(out) is not np.ndarray:
+        if type(out) is not ndarray:
             out = xp.asarray(out)
         node = None
         if bits and STATE.enabled and self.differentiable:
@@ -274,10 +265,6 @@ class Op(Generic[P]):
             for observer in tuple(OBSERVERS):
                 observer(Call(self, kernel.backend if kernel else "definition", arrays, out, params, seconds, node))
         return result
-
-    def _with(self, inputs: Sequence[Any], params: dict[str, Any]) -> Tensor:
-        """The call with other inputs; by name, since a parameter may stand between two of them."""
-        return self(*inputs, **params) if self.variadic else self(**dict(zip(self.inputs, inputs)), **params)  # type: ignore
 
     def _explained(self, error: Exception, arrays: Sequence[Any], params: dict[str, Any]) -> Exception:
         """The error with the op, its shapes and dtypes named; those of a composition's ops are already."""
@@ -299,62 +286,50 @@ class Op(Generic[P]):
         return None, None, None
 
     def _record(
-        self, inputs: Sequence[Any], arrays: Any, params: dict[str, Any], bits: int, edges: list[Any], out: Array, cache: Any
+        self, inputs: Sequence[Any], arrays: Any, params: dict[str, Any], bits: int, edges: Sequence[Any], out: Array, cache: Any
     ) -> Node:
-        frame = sys._getframe(2)
+        plan = self._plans.get(bits) or self._make_plan(bits)
+        kept: Any = ()
+        version = shapes = None
+        if plan.inputs != ():
+            kept = [None] * len(inputs)
+            for i in range(len(inputs)) if plan.inputs is None else plan.inputs:
+                kept[i] = x = inputs[i]
+                if isinstance(x, Tensor) and x.version is not None:
+                    version = (version or 0) + x.version[0]
+        if plan.shapes:
+            shapes = tuple([getattr(a, "shape", None) for a in arrays])
+        frame = sys._getframe(3)
         while frame.f_code.co_filename in _engine_files and frame.f_back is not None:
             frame = frame.f_back
-        plan = self._plans.get(bits) or self._make_plan(bits, len(inputs))
-        saved = NOTHING
-        if plan.anything or cache is not None:
-            values = inputs if plan.everything else [x if keep else None for x, keep in zip(inputs, plan.inputs)]
-            versions = None
-            for x in values:
-                if isinstance(x, Tensor) and x.version is not None:
-                    versions = [*(versions or ()), (x.version, x.version[0])]
-            shapes = tuple([getattr(a, "shape", None) for a in arrays]) if plan.shapes else None
-            saved = Saved(values, versions, out if plan.output else None, shapes, cache)
-        node = Node(self, edges, params, out.shape, saved, frame.f_code, frame.f_lasti)
+        node = Node(
+            self,
+            params,
+            edges,
+            out.shape,
+            kept,
+            out if plan.output else None,
+            shapes,
+            cache,
+            version,
+            frame.f_code,
+            frame.f_lasti,
+        )
         if STATE.region is not None:
             STATE.region.drop(node)
         return node
 
-    def _make_plan(self, bits: int, count: int) -> _Plan:
+    def _make_plan(self, bits: int) -> _Plan:
         """The union of what the rules for these inputs read (a kernel's backward may run in the place of any of them)."""
         rules = [r for r in self.rules if r.target is None or bits >> r.target & 1]
         rules += [k.backward for kernels in self.kernels.values() for k in kernels if k.backward is not None]
-        keep = [self.fused or any(r.inputs is None or i in r.inputs for r in rules) for i in range(count)]
-        output, shapes = any("out" in r.wants for r in rules), any("shapes" in r.wants for r in rules)
-        plan = _Plan(tuple(keep), all(keep), output, shapes, any(keep) or output or shapes)
+        reads = {i for r in rules for i in r.inputs or ()}
+        keep = None if self.fused or any(r.inputs is None for r in rules) else tuple(sorted(reads))
+        plan = _Plan(keep, any("out" in r.wants for r in rules), any("shapes" in r.wants for r in rules))
         self._plans[bits] = plan
         return plan
 
     # Arguments.
-
-    def _bind(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
-        """Split a call's arguments into inputs and parameters. Raises TypeError as Python would."""
-        if self.variadic:
-            unknown = [k for k in kwargs if k not in self.defaults]
-            if unknown:
-                raise TypeError(f"{self.name}() has no parameter {', '.join(unknown)}; it takes {', '.join(self.names)}")
-            return args, {**self.defaults, **kwargs}
-        if len(args) > len(self.names):
-            raise TypeError(f"{self.name}() takes at most {len(self.names)} arguments ({', '.join(self.names)}), not {len(args)}")
-        given = dict(zip(self.names, args))
-        for name, value in kwargs.items():
-            if name in given or name not in self.names:
-                why = "twice" if name in given else f"an unknown argument; it takes {', '.join(self.names)}"
-                raise TypeError(f"{self.name}() got {name!r} {why}")
-            given[name] = value
-        try:
-            inputs = [given.pop(n) if n in given else self.optional[n] for n in self.inputs]
-        except KeyError as missing:
-            raise TypeError(f"{self.name}() needs {missing}; it takes {', '.join(self.names)}") from None
-        params = {**self.defaults, **given}
-        for name, value in params.items():
-            if value is inspect.Parameter.empty:
-                raise TypeError(f"{self.name}() needs {name!r}; it takes {', '.join(self.names)}")
-        return inputs, params
 
     def _tensors(self, inputs: Sequence[Any]) -> list[Any]:
         """Inputs with arrays and lists made constant tensors, and NumPy's scalars made (weak) Python numbers.
@@ -372,14 +347,13 @@ class Op(Generic[P]):
         except (TypeError, ValueError) as error:
             raise TypeError(f"{self.name}() needs tensors, arrays or numbers: {error}") from None
 
-    def _promote(self, inputs: Sequence[Any]) -> list[Any] | None:
+    def _promote(self, inputs: Sequence[Any], dtypes: set[np.dtype]) -> list[Any] | None:
         """Inputs cast to one dtype, or None if they need no cast. Any float beats any integer; Python numbers are weak.
 
         NumPy's own table would turn int64 with float32 into float64; here float64 comes only from float64.
         """
         from tinydiff.ops import astype
 
-        dtypes = {x.dtype for x in inputs if isinstance(x, Tensor)}
         if all(x is None for x in inputs):
             raise TypeError(f"{self.name}() needs tensors, arrays or numbers, not None")
         floats = [d for d in dtypes if d.kind == "f"]
@@ -399,34 +373,34 @@ class Op(Generic[P]):
 
     def backpropagate(self, node: Node, g: Tensor, edges: Sequence[Any], create_graph: bool) -> list[Tensor | None]:
         """The gradients of the inputs whose edge is not None, from the gradient `g` of the result."""
-        saved = node.recall()
+        if node.version is not None or type(node.inputs) not in _sequences:
+            node.recall()
         if self.kernels and not create_graph and g.data.size >= self.smallest:
-            found = self._kernel_backward(node, g, saved, edges)
+            found = self._kernel_backward(node, g, edges)
             if found is not None:
                 return found
         if self.fused:
-            return self._differentiate_composition(node, g, saved.inputs, edges, create_graph)
-        gradients: list[Tensor | None] = [None] * len(edges)
-        out: Any = saved.output
+            return self._differentiate_composition(node, g, edges, create_graph)
+        out: Any = node.output
         if out is not None:
             out = Tensor(out, True, node) if create_graph else Tensor(out)
+        gradients: list[Tensor | None] = [None] * len(edges)
         for rule in self.rules:
-            if rule.target is not None:
-                if edges[rule.target] is not None:
-                    gradients[rule.target] = rule.call(g, out, saved, node.params, edges)
-            else:
-                values = rule.call(g, out, saved, node.params, edges)
+            if rule.target is None:
+                values = rule.call(g, out, node.inputs, node, edges)
                 gradients = [v if edge is not None else None for v, edge in zip(values, edges, strict=True)]
+            elif edges[rule.target] is not None:
+                gradients[rule.target] = rule.call(g, out, node.inputs, node, edges)
         return gradients
 
-    def _kernel_backward(self, node: Node, g: Tensor, saved: Saved, edges: Sequence[Any]) -> list[Tensor | None] | None:
+    def _kernel_backward(self, node: Node, g: Tensor, edges: Sequence[Any]) -> list[Tensor | None] | None:
         """By the first kernel that takes it, or None."""
         for kernel in self.kernels.get(array_module(g.data).__name__, ()):
-            if kernel.backward is None or g.data.size < kernel.above or (kernel.caches and saved.cache is None):
+            if kernel.backward is None or g.data.size < kernel.above or (kernel.caches and node.cache is None):
                 continue
             observed = OBSERVERS and perf_counter()
-            arrays = [x.data if isinstance(x, Tensor) else x for x in saved.inputs]
-            values = kernel.backward.call(g.data, saved.output, saved._replace(inputs=arrays), node.params, edges)
+            arrays = [x.data if isinstance(x, Tensor) else x for x in node.inputs]
+            values = kernel.backward.call(g.data, node.output, arrays, node, edges)
             if values is NotImplemented:
                 continue
             values = values if isinstance(values, tuple) else (values,)
@@ -437,10 +411,9 @@ class Op(Generic[P]):
             return [Tensor(v) if v is not None and edge is not None else None for v, edge in zip(values, edges)]
         return None
 
-    def _differentiate_composition(
-        self, node: Node, g: Tensor, inputs: Sequence[Any], edges: Sequence[Any], create_graph: bool
-    ) -> list[Tensor | None]:
+    def _differentiate_composition(self, node: Node, g: Tensor, edges: Sequence[Any], create_graph: bool) -> list[Tensor | None]:
         """Run the composition again on aliases of the inputs (so that the derivative is partial) and differentiate that."""
+        inputs: Any = node.inputs
         aliases = list(inputs)
         wanted = [i for i, edge in enumerate(edges) if edge is not None]
         for i in wanted:
@@ -454,6 +427,58 @@ class Op(Generic[P]):
         return gradients
 
 
+def _make_function(op: Op) -> Any:
+    """The op as a function, written for its signature: Python itself then binds arguments and defaults, and says what is missing.
+
+    It unwraps float32 tensors of NumPy, numbers and None in place, without a loop, since for a tiny op that is half the time;
+    everything else goes by way of `_settle`. It carries the op as `.op`, and what declares rules and kernels.
+    """
+    parameters = op.__signature__.parameters.values()
+    names = {p.name: p.empty if p.default is p.empty else _Name(f"default_{p.name}") for p in parameters}
+    shown = [p.replace(annotation=p.empty, default=names[p.name]) for p in parameters]
+    params = "{" + ", ".join(f"{name!r}: {name}" for name in op.defaults) + "}" if op.defaults else "defaults"
+    lines = [f"def {op.name}{inspect.Signature(shown)}:"]
+    if op.variadic:
+        lines.append(f"    return settle({op.inputs[0]}, {params})")
+    else:
+        inputs = f"({', '.join(op.inputs)},)"
+        settle = f"return settle({inputs}, {params})"
+        lines.append("    bits = tensors = 0")
+        for i, name in enumerate(op.inputs):
+            lines += [
+                f"    edge_{i} = None",
+                f"    if isinstance({name}, Tensor):",
+                f"        if {name}.requires_grad:",
+                f"            edge_{i} = {name}.node or {name}",
+                f"            bits += {1 << i}",
+                f"        array_{i} = {name}.data",
+                f"        if array_{i}.dtype is not FLOAT32 or type(array_{i}) is not ndarray:",
+                f"            {settle}",
+                "        tensors = 1",
+                f"    elif {name} is None{'' if op.fused else f' or type({name}) in numbers'}:",
+                f"        array_{i} = {name}",
+                "    else:",
+                f"        {settle}",
+            ]
+        arrays, edges = (f"[{', '.join(f'{kind}_{i}' for i in range(len(op.inputs)))}]" for kind in ("array", "edge"))
+        lines += ["    if not tensors:", f"        {settle}"]
+        lines += [f"    return run(numpy, {inputs}, {arrays}, {params}, {edges}, bits)"]
+    scope = {f"default_{p.name}": p.default for p in parameters}
+    scope |= {"settle": op._settle, "run": op._run, "defaults": op.defaults, "numpy": np, "ndarray": ndarray}
+    scope |= {"Tensor": Tensor, "FLOAT32": FLOAT32, "numbers": _numbers}
+    exec(compile("\n".join(lines), __file__, "exec"), scope)
+    function: Any = scope[op.name]
+    function.__doc__, function.__signature__, function.__module__ = op.__doc__, op.__signature__, op.__wrapped_module__
+    function.op, function.vjp, function.kernel, function.kernel_backward = op, op.vjp, op.kernel, op.kernel_backward
+    return function
+
+
+class _Name(str):
+    """A default value that shows as a name."""
+
+    __repr__ = str.__str__
+
+
 def op(
     definition: Callable[Concatenate[Any, P], Any] | None = None,
     *,
@@ -464,10 +489,10 @@ def op(
 ) -> Any:
     """Make an op of a definition in array code: `definition(xp, *inputs, **params)`. See `Op` for the options."""
 
-    def make(fn: Callable[Concatenate[Any, P], Any]) -> Op[P]:
+    def make(fn: Callable[Concatenate[Any, P], Any]) -> Any:
         made: Op[P] = Op(fn, fused=False, dtypes=dtypes, view=view, flops=flops, name=name)
         REGISTRY[made.name] = made
-        return made
+        return made.function
 
     return make if definition is None else make(definition)
 
@@ -481,10 +506,10 @@ def fused(
 ) -> Any:
     """Make an op of a composition in Tensor ops: `definition(*inputs, **params)`. Kernels may take over (see above)."""
 
-    def make(fn: Callable[P, Tensor]) -> Op[P]:
+    def make(fn: Callable[P, Tensor]) -> Any:
         made: Op[P] = Op(fn, fused=True, dtypes=dtypes, view=False, flops=flops, name=name)
         REGISTRY[made.name] = made
-        return made
+        return made.function
 
     return make if definition is None else make(definition)
 

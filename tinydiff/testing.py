@@ -98,17 +98,21 @@ def cotangents(shape: tuple[int, ...], dtype: Any = np.float64) -> st.SearchStra
 
 
 @contextmanager
-def definition_only(*ops: Op[Any]) -> Iterator[None]:
+def definition_only(*ops: Any) -> Iterator[None]:
     """Run the definitions of `ops`, without their kernels, inside the block."""
-    with _kernels({op: {} for op in ops}):
+    with _kernels({_op(f): {} for f in ops}):
         yield
 
 
 @contextmanager
-def kernels_always(*ops: Op[Any]) -> Iterator[None]:
+def kernels_always(*ops: Any) -> Iterator[None]:
     """Ask the kernels of `ops` inside the block at any size; they may still decline."""
-    with _kernels({op: {name: [_always(k) for k in kernels] for name, kernels in op.kernels.items()} for op in ops}):
+    with _kernels({_op(f): {name: [_always(k) for k in kernels] for name, kernels in _op(f).kernels.items()} for f in ops}):
         yield
+
+
+def _op(function: Any) -> Op[Any]:
+    return function if isinstance(function, Op) else function.op
 
 
 def _always(kernel: Kernel) -> Kernel:
@@ -164,6 +168,7 @@ def check_op(
     Args:
         fn: called as fn(*tensors, **params), giving a tensor. inputs: float arrays to differentiate by; others are passed on.
     """
+    op = getattr(fn, "op", fn)
     inputs = tuple(x.numpy() if isinstance(x, Tensor) else x for x in inputs)
     places = [i for i, x in enumerate(inputs) if isinstance(x, np.ndarray) and x.dtype.kind == "f"]
 
@@ -185,7 +190,7 @@ def check_op(
             assert result.dtype == dtype, f"{_name(fn)} of {np.dtype(dtype)} gives {result.dtype}"
         for x, e in zip(laid_out, exact):
             assert np.array_equal(x, e.astype(dtype), equal_nan=True), f"{_name(fn)} changed its input"
-            if not getattr(fn, "view", False):
+            if not (isinstance(op, Op) and op.view):
                 assert not np.shares_memory(result.numpy(), x), f"{_name(fn)} returns memory of its input; declare view=True"
         what = f"its own result in float64, from {np.dtype(dtype)}"
         _assert_close(fn, what, result.numpy(), expected.numpy(), relative, absolute)
@@ -194,12 +199,12 @@ def check_op(
     gradcheck(call, exact)
     if second:
         gradgradcheck(call, exact)
-    if getattr(fn, "kernels", None):
+    if isinstance(op, Op) and op.kernels:
         for dtype, relative, absolute in ((np.float64, 1e-9, 1e-11), (np.float32, rtol, atol)):
             given = [x.astype(dtype) for x in exact]
-            with definition_only(fn):  # type: ignore[arg-type]
+            with definition_only(op):
                 wanted = _gradients(call, given)
-            with kernels_always(fn):  # type: ignore[arg-type]
+            with kernels_always(op):
                 found = _gradients(call, given)
             assert wanted is not None and found is not None, f"{_name(fn)} has gradients only with or only without its kernels"
             for label, a, b in zip(["result", *[f"gradient {i}" for i in places]], found, wanted):
@@ -207,7 +212,7 @@ def check_op(
 
 
 def _name(fn: Any) -> str:
-    return str(getattr(fn, "name", None) or getattr(fn, "__name__", repr(fn)))
+    return getattr(fn, "__name__", repr(fn))
 
 
 def _like(original: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -104,6 +104,10 @@ def _keep_freed_memory() -> None:
 # Numba brings half a million objects that live as long as the process. Keep the garbage collector from walking through them
 # each time the tape grows: that took two thirds of a tiny op's time.
 gc.freeze()
+# A graph is thousands of small objects that die by reference count; to look for cycles among each 700 of them took a tenth of
+# the tape's time.
+if 0 < gc.get_threshold()[0] < 10_000:
+    gc.set_threshold(10_000, *gc.get_threshold()[1:])
 numba.config.CACHE_DIR = str(cache_folder())
 _keep_freed_memory()
 _prefer_wide_vectors()
