@@ -5,13 +5,14 @@
 Error against float64, over the results' standard deviation, 3×3 with 16 / 64 / 320 channels of unit-variance numbers
 (root mean square, and the largest of the 2·16²·C):
 
-    direct, im2col    2e-7  4e-7  9e-7     2e-6  4e-6  1e-5
+    direct            2e-7  4e-7  9e-7     2e-6  4e-6  1e-5
     shift_add         9e-8  2e-7  3e-7     5e-7  1e-6  2e-6
     winograd_f4       1e-6  2e-6  4e-6     2e-5  3e-5  7e-5
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numba
@@ -20,7 +21,7 @@ import numpy as np
 from tinydiff.kernels import direct, winograd
 from tinydiff.kernels.launch import launch
 from tinydiff.kernels.memory import address, scratch
-from tinydiff.kernels.microkernel import COLUMNS, LANES, ROWS, WIDTH
+from tinydiff.kernels.microkernel import LANES, REST, ROWS, WIDTH
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
@@ -40,14 +41,13 @@ def _up(size: int, multiple: int) -> int:
 
 
 def algorithm(kernel: Pair, stride: Pair, channels: int, filters: int, pixels: tuple[int, int, int]) -> str:
-    """The algorithm for a convolution: "winograd_f4", "shift_add", "im2col" or "direct".
+    """The algorithm for a convolution: "winograd_f4", "shift_add" or "direct".
 
     `pixels` are the output's (N, Ho, Wo). For the input gradient, swap channels and filters and give the input's pixels.
 
     Fitted to measurements on AVX-512, one thread. Winograd wins from 8 channels and filters on, if there are pixels enough to
     outweigh its transform of the weights (about the work of 40 tiles) and the rounding of tiles up to ROWS; it does 36
-    multiplications a tile against 9 a pixel. Up to 4 filters leave most of a vector empty, so their taps share one. Whole windows
-    are gathered where a kernel row is too short for a loop.
+    multiplications a tile against 9 a pixel. Up to 4 filters leave most of a vector empty, so their taps share one.
     """
     n, ho, wo = pixels
     if kernel == (3, 3) and stride == (1, 1) and min(channels, filters) >= 8 and not precise:
@@ -56,7 +56,7 @@ def algorithm(kernel: Pair, stride: Pair, channels: int, filters: int, pixels: t
             return "winograd_f4"
     if filters <= 4 and kernel[0] * kernel[1] > 1 and channels >= 16:
         return "shift_add"
-    return "im2col" if kernel[1] * channels < 16 and kernel[0] > 1 else "direct"
+    return "direct"
 
 
 def threads_for(items: int, work: int) -> int:
@@ -80,6 +80,13 @@ def _band(n: int, ho: int, row: int, work: int) -> int:
     return max(1, min(ho, SLAB // max(1, row)))
 
 
+@lru_cache(maxsize=64)
+def _offsets(kh: int, step: int, length: int) -> np.ndarray:
+    """Where a window's numbers lie in a slab: `kh` runs that begin `step` apart, and zeros up to a multiple of TAPS."""
+    found = (step * np.arange(kh)[:, None] + np.arange(length)).ravel()
+    return np.pad(found, (0, -len(found) % direct.TAPS)).astype(np.int32)
+
+
 def direct_forward(
     x: np.ndarray,
     w: np.ndarray,
@@ -90,7 +97,6 @@ def direct_forward(
     stride: Pair,
     first: Pair,
     place: Any,
-    how: str,
 ) -> None:
     """y = conv(x, w) + bias + residual by products of rows.
 
@@ -99,7 +105,6 @@ def direct_forward(
     """
     n, height, width, c = x.shape
     kh, kw, _, o = w.shape
-    gathered = how == "im2col"
     taps, work = kh * kw * c, n * size[0] * size[1] * kh * kw * c * o
     band = _band(n, size[0], stride[0] * ((size[1] - 1) * stride[1] + kw) * c, work)
     threads = threads_for(n * -(-size[0] // band), work)
@@ -107,9 +112,7 @@ def direct_forward(
     # Where few pixels use the weights, panels are taken from where they lie, and no time is spent on packing.
     packs = o % WIDTH > 0 or n * size[0] * size[1] > UNPACKED or not w.flags.c_contiguous
     panel, ldb = (taps * WIDTH, WIDTH) if packs else (WIDTH, o)
-    _keep, (packed, slabs, windows) = scratch(
-        taps * _up(o, WIDTH) * packs, threads * slab, threads * (band * size[1] * taps + direct.SLACK) * gathered
-    )
+    _keep, (packed, slabs) = scratch(taps * _up(o, WIDTH) * packs, threads * slab)
     if packs:
         packers = threads_for(kh * kw * -(-o // WIDTH), taps * o)
         launch(direct.pack, packers, address(w), *(step // 4 for step in w.strides), kh, kw, c, o, packed, packers)
@@ -117,8 +120,8 @@ def direct_forward(
         packed = address(w)
     launch(
         direct.forward, threads, address(x), address(bias), 0 if bias is None or bias.ndim == 1 else o, address(residual),
-        address(y), packed, panel, ldb, slabs, windows,
-        n, height, width, c, kh, kw, *stride, *first, *size, o, *place, band, gathered, threads,
+        address(y), packed, panel, ldb, slabs,
+        n, height, width, c, kh, kw, *stride, *first, *size, o, *place, band, threads,
     )  # fmt: skip
 
 
@@ -137,26 +140,26 @@ def _shift_add(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y: np.nda
     )  # fmt: skip
 
 
-def direct_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, stride: Pair, first: Pair, how: str) -> None:
+def direct_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, stride: Pair, first: Pair) -> None:
     """dw (KH, KW, C, O) from x (N, H, W, C) and g (N, Ho, Wo, O) by products over rows of pixels."""
     (n, height, width, c), (_, ho, wo, o), (kh, kw) = x.shape, g.shape, dw.shape[:2]
-    gathered = how == "im2col"
-    taps = kh * kw * c
-    segments, length = (1, taps) if gathered else (kh, kw * c)
-    work = n * ho * wo * taps * o
-    band = min(_band(n, ho, stride[0] * ((wo - 1) * stride[1] + kw) * c, work), max(1, PIXELS // wo))
+    columns, work = (wo - 1) * stride[1] + kw, n * ho * wo * kh * kw * c * o
+    segments, length, unit, offsets = kh, kw * c, REST, None
+    if kh > 1 and kw * c < 16:  # A kernel row would leave tiles half empty: its whole window is one axis.
+        segments, length, unit = 1, kh * kw * c, direct.TAPS
+        offsets = _offsets(kh, columns * c, kw * c)
+    band = min(_band(n, ho, stride[0] * columns * c, work), max(1, PIXELS // wo))
     threads = threads_for(n * -(-ho // band), work)
-    _keep, (sums, slabs, windows, g_packs) = scratch(
-        threads * segments * _up(length, COLUMNS) * _up(o, WIDTH),
-        threads * (((band - 1) * stride[0] + kh) * ((wo - 1) * stride[1] + kw) * c + direct.SLACK),
-        threads * (band * wo * taps + direct.SLACK) * gathered,
+    _keep, (sums, slabs, g_packs) = scratch(
+        threads * segments * _up(length, unit) * _up(o, WIDTH),
+        threads * (((band - 1) * stride[0] + kh) * columns * c + direct.SLACK),
         threads * band * wo * _up(o, WIDTH) if o % WIDTH else 0,
     )
     launch(
-        direct.weight_grad, threads, address(x), address(g), sums, slabs, windows, g_packs,
-        n, height, width, c, kh, kw, *stride, *first, ho, wo, o, band, gathered, threads,
+        direct.weight_grad, threads, address(x), address(g), sums, slabs, address(offsets), g_packs,
+        n, height, width, c, kh, kw, *stride, *first, ho, wo, o, band, threads,
     )  # fmt: skip
-    direct.reduce_sums(sums, threads, segments, length, _up(length, COLUMNS), o, address(dw))
+    direct.reduce_sums(sums, threads, segments, length, _up(length, unit), o, address(dw))
 
 
 def _winograd_plan(n: int, size: Pair, c: int, o: int) -> tuple[int, int, list[int]]:
@@ -185,7 +188,7 @@ def _winograd_forward(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y:
 def _winograd_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, first: Pair) -> None:
     (n, height, width, c), (_, ho, wo, o) = x.shape, g.shape
     threads, block, sizes = _winograd_plan(n, (ho, wo), c, o)
-    _keep, (sums, v, d) = scratch(threads * winograd.POINTS**2 * _up(c, COLUMNS) * _up(o, WIDTH), *sizes)
+    _keep, (sums, v, d) = scratch(threads * winograd.POINTS**2 * _up(c, REST) * _up(o, WIDTH), *sizes)
     launch(
         winograd.weight_grad, threads, address(x), address(g), sums, v, d,
         n, height, width, c, *first, ho, wo, o, block, threads,
@@ -218,7 +221,7 @@ def conv2d(
         _shift_add(x, w, bias, residual, y, stride, (top, left))
     else:
         place = 0, size[0] * size[1] * o, size[1] * o, o
-        direct_forward(x, w, bias, residual, y, size, stride, (top, left), place, how)
+        direct_forward(x, w, bias, residual, y, size, stride, (top, left), place)
     return y
 
 
@@ -257,7 +260,7 @@ def conv2d_input_grad(
             flipped = w[taps_y[0] :: stride[0], taps_x[0] :: stride[1]][::-1, ::-1].transpose(0, 1, 3, 2)
             size = -(-(height - y0) // stride[0]), -(-(width - x0) // stride[1])
             place = (y0 * width + x0) * c, height * width * c, stride[0] * width * c, stride[1] * c
-            direct_forward(g, flipped, None, None, dx, size, (1, 1), first, place, how)
+            direct_forward(g, flipped, None, None, dx, size, (1, 1), first, place)
     return dx
 
 
@@ -277,8 +280,8 @@ def conv2d_weight_grad(
         # Few filters: g and x change places, for Σ x[p + k]·g[p] is also Σ g[q - k]·x[q], and then g's windows are gathered.
         turned = np.empty((*kernel_size, g.shape[3], x.shape[3]), np.float32)
         before = kernel_size[0] - 1 - first[0], kernel_size[1] - 1 - first[1]
-        direct_weight_grad(g, x, turned, stride, before, "im2col")
+        direct_weight_grad(g, x, turned, stride, before)
         dw[...] = turned[::-1, ::-1].transpose(0, 1, 3, 2)
     else:
-        direct_weight_grad(x, g, dw, stride, first, how)
+        direct_weight_grad(x, g, dw, stride, first)
     return dw

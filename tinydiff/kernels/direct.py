@@ -3,9 +3,9 @@
 In channels-last memory the taps of one kernel row and their channels lie contiguous under a window, so the product's inner
 dimension runs over KW·C numbers with a row stride of stride·C, once per kernel row. A thread takes a band of output rows, copies
 the input under it into a zero-padded slab that stays in its L2 cache, and multiplies it with packed weights (`forward`),
-or with the output's gradient, summed over all its bands (`weight_grad`). With few channels, where KW·C is too short for a loop,
-the slab holds whole windows (im2col of the band); with few filters the product comes first and the taps are shifted into place
-after (`shift_add`). Bound by FMA, or by copying when channels or filters are few.
+or with the output's gradient, summed over all its bands (`weight_grad`; with few channels, all taps are one axis there). With few
+filters the product comes first and the taps are shifted into place after (`shift_add`). Bound by FMA, or by memory when channels
+or filters are few.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ import numpy as np
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import body, unpack
 from tinydiff.kernels.memory import copy, read, write, zero
-from tinydiff.kernels.microkernel import COLUMNS, LANES, ROWS, VECTORS, WIDTH, copy_lanes, gemm_tile
+from tinydiff.kernels.microkernel import COLUMNS, LANES, REST, ROWS, VECTORS, WIDTH, gemm_tile
 
-_tile_full = gemm_tile(ROWS, VECTORS, transposed=False)
-_tile_8 = gemm_tile(8, VECTORS, transposed=False)
-_tile_7 = gemm_tile(7, VECTORS, transposed=False)
-_tile_4 = gemm_tile(4, VECTORS, transposed=False)
-_tile_2 = gemm_tile(2, VECTORS, transposed=False)
-_tile_1 = gemm_tile(1, VECTORS, transposed=False)
+_tile_full = gemm_tile(ROWS, VECTORS)
+_tile_8 = gemm_tile(8, VECTORS)
+_tile_7 = gemm_tile(7, VECTORS)
+_tile_4 = gemm_tile(4, VECTORS)
+_tile_2 = gemm_tile(2, VECTORS)
+_tile_1 = gemm_tile(1, VECTORS)
 _tile_columns = gemm_tile(COLUMNS, VECTORS, transposed=True)
+_tile_rest = gemm_tile(REST, VECTORS, transposed=True)
+TAPS = 9 if COLUMNS >= 8 else COLUMNS  # rows of the tile below: a 3×3 kernel's taps
+_tile_taps = gemm_tile(TAPS, VECTORS, transposed=True, scattered=True)
 SLACK = 16  # floats that whole vectors and tiles may touch past the end of a slab
 
 
@@ -71,24 +74,9 @@ def fill_slab(image, height, width, c, first_y, first_x, rows, columns, slab):  
 
 
 @njit
-def _windows(slab, columns, c, kh, kw, sh, sw, out_rows, out_columns, windows):  # type: ignore[no-untyped-def]
-    """im2col of a slab: (out_rows, out_columns, KH·KW·C). Reads and writes up to LANES floats past the ends.
-
-    Whole vectors are copied in the order of their addresses, so what one writes too much the next one overwrites.
-    """
-    for y in range(out_rows):
-        for x in range(out_columns):
-            for i in range(kh):
-                source = slab + 4 * ((y * sh + i) * columns + x * sw) * c
-                for k in range(0, kw * c, LANES):
-                    copy_lanes(windows + 4 * k, source + 4 * k)
-                windows += 4 * kw * c
-
-
-@njit
 def _tile_rows(a, lda, step, b, ldb, segments, length, bias, initial, ld_initial, c, ldc, columns, left):  # type: ignore[no-untyped-def]
     """Multiplies the largest tile of the `left` rows, and says how many rows that was."""
-    args = (a, lda, step, b, ldb, segments, length, bias, initial, ld_initial, c, ldc, columns)
+    args = (a, lda, step, 0, b, ldb, segments, length, bias, initial, ld_initial, c, ldc, columns)
     if left >= ROWS and left != 16:
         _tile_full(*args)
         return ROWS
@@ -108,27 +96,33 @@ def _tile_rows(a, lda, step, b, ldb, segments, length, bias, initial, ld_initial
     return 1
 
 
+@njit
+def tile_columns(a, lda, step, b, ldb, segments, length, at, initial, left):  # type: ignore[no-untyped-def]
+    """Multiplies the larger transposed tile that fits the `left` rows into the sums `at`, and says how many rows that was."""
+    if left >= COLUMNS:
+        _tile_columns(a, lda, step, 0, b, ldb, segments, length, 0, initial, WIDTH, at, WIDTH, WIDTH)
+        return COLUMNS
+    _tile_rest(a, lda, step, 0, b, ldb, segments, length, 0, initial, WIDTH, at, WIDTH, WIDTH)
+    return REST
+
+
 @body
 def forward(args, thread):  # type: ignore[no-untyped-def]
-    """y = conv(x, w) + bias + residual by bands of `band` rows, from panels of weights, `panel` floats apart, rows `ldb` apart.
-
-    `gathered`: the slab holds whole windows.
-    """
+    """y = conv(x, w) + bias + residual by bands of `band` rows, from panels of weights `panel` floats apart, rows `ldb` apart."""
     (
-        x, bias, bias_step, residual, y, packed, panel, ldb, slabs, windows_of,
+        x, bias, bias_step, residual, y, packed, panel, ldb, slabs,
         n, height, width, c, kh, kw, sh, sw, top, left, ho, wo, o,
         y_base, y_image, y_row, y_pixel,  # where in y (and residual) a pixel lies
-        band, gathered, threads,
-    ) = unpack(args, 30)  # fmt: skip
+        band, threads,
+    ) = unpack(args, 28)  # fmt: skip
     taps = kh * kw * c
     panels = (o + WIDTH - 1) // WIDTH
     bands = (ho + band - 1) // band
     columns = (wo - 1) * sw + kw
-    plain = top == 0 and left == 0 and (ho - 1) * sh + kh <= height and columns <= width and not gathered
+    plain = top == 0 and left == 0 and (ho - 1) * sh + kh <= height and columns <= width
     flat = plain and taps == c and sh == 1 and sw == 1 and width == wo and y_row == wo * y_pixel  # rows follow one another
     items = n * bands
     slab = slabs + 4 * thread * (((band - 1) * sh + kh) * columns * c + SLACK)
-    windows = windows_of + 4 * thread * (band * wo * taps + SLACK)
     for item in range(thread * items // threads, (thread + 1) * items // threads):
         image, first = item // bands, item % bands * band
         rows = min(band, ho - first)
@@ -138,23 +132,20 @@ def forward(args, thread):  # type: ignore[no-untyped-def]
         else:
             fill_slab(source, height, width, c, first * sh - top, -left, (rows - 1) * sh + kh, columns, slab)
             a, step = slab, columns * c
-        lda, a_row, segments, length = sw * c, sh * step, kh, kw * c
-        if gathered:
-            _windows(slab, columns, c, kh, kw, sh, sw, rows, wo, windows)
-            a, lda, a_row, step, segments, length = windows, taps, wo * taps, 0, 1, taps
+        lda = sw * c
         for j in range(panels):
             b = packed + 4 * j * panel
             add = bias + 4 * (image * bias_step + j * WIDTH) if bias != 0 else 0
             wanted = min(WIDTH, o - j * WIDTH)
             for row in range(1 if flat else rows):
                 at = 4 * (y_base + image * y_image + (first + row) * y_row + j * WIDTH)
-                a_now = a + 4 * row * a_row
+                a_now = a + 4 * row * sh * step
                 done = 0
                 run = rows * wo if flat else wo
                 while done < run:
                     start = residual + at if residual != 0 else 0
                     count = _tile_rows(
-                        a_now, lda, step, b, ldb, segments, length, add, start, y_pixel, y + at, y_pixel, wanted, run - done
+                        a_now, lda, step, b, ldb, kh, kw * c, add, start, y_pixel, y + at, y_pixel, wanted, run - done
                     )
                     done += count
                     a_now += 4 * count * lda
@@ -206,32 +197,31 @@ def shift_add(args, thread):  # type: ignore[no-untyped-def]
 
 @body
 def weight_grad(args, thread):  # type: ignore[no-untyped-def]
-    """This thread's Σ over images and pixels of the window under it × g, in sums (threads, KH, panels, KW·C, WIDTH)."""
+    """This thread's Σ over images and pixels of the window under it × g, in sums (threads, KH, panels, KW·C, WIDTH).
+
+    With `offsets` (not 0), of all the window's numbers in the slab, KH and KW·C are one axis, a multiple of TAPS.
+    """
     (
-        x, g, sums, slabs, windows_of, g_packs,
+        x, g, sums, slabs, offsets, g_packs,
         n, height, width, c, kh, kw, sh, sw, top, left, ho, wo, o,
-        band, gathered, threads,
-    ) = unpack(args, 22)  # fmt: skip
-    taps = kh * kw * c
+        band, threads,
+    ) = unpack(args, 21)  # fmt: skip
     panels = (o + WIDTH - 1) // WIDTH
-    segments_m, length_m = (1, taps) if gathered else (kh, kw * c)
-    padded_m = (length_m + COLUMNS - 1) // COLUMNS * COLUMNS
+    segments_m, length_m, unit = (kh, kw * c, REST) if offsets == 0 else (1, kh * kw * c, TAPS)
+    padded_m = (length_m + unit - 1) // unit * unit
     size = segments_m * padded_m * panels * WIDTH
     bands = (ho + band - 1) // band
     columns = (wo - 1) * sw + kw
     items = n * bands
     aligned = o % WIDTH == 0
-    flat = taps == c and c % COLUMNS == 0 and sh == 1 and sw == 1 and top == 0 and left == 0 and width == wo
+    flat = kh == 1 and kw == 1 and c % REST == 0 and sh == 1 and sw == 1 and top == 0 and left == 0 and width == wo
     slab = slabs + 4 * thread * (((band - 1) * sh + kh) * columns * c + SLACK)
-    windows = windows_of + 4 * thread * (band * wo * taps + SLACK)
     g_packed = g_packs + 4 * thread * band * wo * panels * WIDTH
     mine = sums + 4 * thread * size
     zero(mine, size)
     if not aligned:
         zero(g_packed, band * wo * panels * WIDTH)
     zero(slab + 4 * ((band - 1) * sh + kh) * columns * c, SLACK)
-    if gathered:
-        zero(windows + 4 * band * wo * taps, SLACK)
     for item in range(thread * items // threads, (thread + 1) * items // threads):
         image, first = item // bands, item % bands * band
         rows = min(band, ho - first)
@@ -241,9 +231,6 @@ def weight_grad(args, thread):  # type: ignore[no-untyped-def]
             a, segments, length = source + 4 * first * width * c, 1, rows * wo
         else:
             fill_slab(source, height, width, c, first * sh - top, -left, (rows - 1) * sh + kh, columns, slab)
-        if gathered:
-            _windows(slab, columns, c, kh, kw, sh, sw, rows, wo, windows)
-            a, lda, a_step, a_row, segments, length = windows, taps, 0, 0, 1, rows * wo
         b, ldb = g + 4 * (image * ho + first) * wo * o, o
         if not aligned:
             for pixel in range(rows * wo):
@@ -251,10 +238,16 @@ def weight_grad(args, thread):  # type: ignore[no-untyped-def]
             b, ldb = g_packed, panels * WIDTH
         for i in range(segments_m):
             for j in range(panels):
-                for m in range(0, padded_m, COLUMNS):
+                m, b_now = 0, b + 4 * j * WIDTH
+                while m < padded_m:
                     at = mine + 4 * (((i * panels + j) * padded_m + m) * WIDTH)
-                    a_now = a + 4 * (i * a_row + m)
-                    _tile_columns(a_now, lda, a_step, b + 4 * j * WIDTH, ldb, segments, length, 0, at, WIDTH, at, WIDTH, WIDTH)
+                    if offsets == 0:
+                        a_now = a + 4 * (i * a_row + m)
+                        m += tile_columns(a_now, lda, a_step, b_now, ldb, segments, length, at, at, padded_m - m)
+                    else:
+                        where = offsets + 4 * m
+                        _tile_taps(a, lda, a_step, where, b_now, ldb, segments, length, 0, at, WIDTH, at, WIDTH, WIDTH)
+                        m += TAPS
 
 
 @njit(["void(int64, int64, int64, int64, int64, int64, int64)"])

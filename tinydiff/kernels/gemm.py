@@ -25,7 +25,7 @@ def pays(m: int, k: int, n: int, *, summed: bool) -> bool:
 def _rows(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     m, n = len(a), b.shape[1]
     y = np.empty((m, n), np.float32)
-    direct_forward(a[None, :, None], b[None, None], bias, None, y, (m, 1), (1, 1), (0, 0), (0, m * n, n, n), "direct")
+    direct_forward(a[None, :, None], b[None, None], bias, None, y, (m, 1), (1, 1), (0, 0), (0, m * n, n, n))
     return y
 
 
@@ -38,7 +38,7 @@ def matmul(a: np.ndarray, b: np.ndarray) -> Any:
             return NotImplemented
         product = np.empty((1, 1, a.shape[0], b.shape[1]), np.float32)
         columns, rows = a.T[None, :, None], np.ascontiguousarray(b)[None, :, None]
-        direct_weight_grad(columns, rows, product, (1, 1), (0, 0), "direct")
+        direct_weight_grad(columns, rows, product, (1, 1), (0, 0))
         return product[0, 0]
     return linear(a, b)
 

@@ -16,11 +16,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from tinydiff.kernels.direct import pack_tap
+from tinydiff.kernels.direct import pack_tap, tile_columns
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import body, unpack
 from tinydiff.kernels.memory import read, write, zero
-from tinydiff.kernels.microkernel import COLUMNS, I64, LANES, ROWS, VECTOR, VECTORS, WIDTH, Emitter, gemm_tile
+from tinydiff.kernels.microkernel import I64, LANES, REST, ROWS, VECTOR, VECTORS, WIDTH, Emitter, gemm_tile
 
 Matrix = list[list[Fraction]]
 
@@ -173,8 +173,7 @@ _weights = transform(_G)
 _pixels = transform(_A, final=True)
 _gradient = transform(_G_GRAD, edges=True)
 _weights_grad = transform(_A_GRAD, final=True)
-_tile = gemm_tile(ROWS, VECTORS, transposed=False)
-_tile_columns = gemm_tile(COLUMNS, VECTORS, transposed=True)
+_tile = gemm_tile(ROWS, VECTORS)
 
 
 @njit
@@ -250,7 +249,7 @@ def forward(args, thread):  # type: ignore[no-untyped-def]
                 b = u + 4 * (p * u_plane + j * c * WIDTH)
                 for t in range(0, count, ROWS):
                     a, product = v + 4 * (p * v_plane + t * v_stride), m + 4 * (p * m_plane + t * m_stride + j * WIDTH)
-                    _tile(a, v_stride, 0, b, WIDTH, 1, c, 0, 0, 0, product, m_stride, WIDTH)
+                    _tile(a, v_stride, 0, 0, b, WIDTH, 1, c, 0, 0, 0, product, m_stride, WIDTH)
         for t in range(first, last):
             image, ty, tx = t // (th * tw), t // tw % th, t % tw
             rows, cols = _bits(ty * TILE, TILE, ho), _bits(tx * TILE, TILE, wo)
@@ -265,7 +264,7 @@ def forward(args, thread):  # type: ignore[no-untyped-def]
 
 @body
 def weight_grad(args, thread):  # type: ignore[no-untyped-def]
-    """This thread's Σ over its tiles of V ⊗ transformed g, in sums (threads, 36, panels, C to a multiple of COLUMNS, WIDTH)."""
+    """This thread's Σ over its tiles of V ⊗ transformed g, in sums (threads, 36, panels, C to a multiple of REST, WIDTH)."""
     (
         x, g, sums, vs, ds,
         n, height, width, c, top, left, ho, wo, o,
@@ -274,7 +273,7 @@ def weight_grad(args, thread):  # type: ignore[no-untyped-def]
     th, tw = (ho + TILE - 1) // TILE, (wo + TILE - 1) // TILE
     panels = (o + WIDTH - 1) // WIDTH
     v_stride, d_stride = (c + LANES - 1) // LANES * LANES, panels * WIDTH
-    rows_c = (c + COLUMNS - 1) // COLUMNS * COLUMNS
+    rows_c = (c + REST - 1) // REST * REST
     v_plane, d_plane = block * v_stride + LANES, block * d_stride + LANES
     v, d = vs + 4 * thread * POINTS * POINTS * v_plane, ds + 4 * thread * POINTS * POINTS * d_plane
     mine = sums + 4 * thread * POINTS * POINTS * panels * rows_c * WIDTH
@@ -295,11 +294,12 @@ def weight_grad(args, thread):  # type: ignore[no-untyped-def]
         for p in range(POINTS * POINTS):
             for j in range(panels):
                 b = d + 4 * (p * d_plane + j * WIDTH)
-                for i in range(0, c, COLUMNS):
+                i = 0
+                while i < c:
                     at = mine + 4 * (((p * panels + j) * rows_c + i) * WIDTH)
                     start = at if first > begin else 0
                     a = v + 4 * (p * v_plane + i)
-                    _tile_columns(a, v_stride, 0, b, d_stride, 1, last - first, 0, start, WIDTH, at, WIDTH, WIDTH)
+                    i += tile_columns(a, v_stride, 0, b, d_stride, 1, last - first, at, start, rows_c - i)
 
 
 @body
@@ -307,7 +307,7 @@ def transform_sums(args, thread):  # type: ignore[no-untyped-def]
     """dw (3, 3, C, O) from the sums of all threads, added in order."""
     sums, dw, c, o, parts, threads = unpack(args, 6)
     panels = (o + WIDTH - 1) // WIDTH
-    rows_c = (c + COLUMNS - 1) // COLUMNS * COLUMNS
+    rows_c = (c + REST - 1) // REST * REST
     plane = panels * rows_c * WIDTH
     for i in range(thread * c // threads, (thread + 1) * c // threads):
         for j in range(panels):
