@@ -569,6 +569,15 @@ def test_dropout_in_a_checkpoint_draws_the_same_mask_twice():
     assert np.array_equal(after, ops.dropout(x, 0.5).numpy()), "backward must not rewind the generator"
 
 
+def test_dropout_with_a_generator_of_its_own_in_a_checkpoint_too():
+    x, rng = leaf(1000), np.random.default_rng(1)
+    y = td.checkpoint(lambda t: ops.dropout(ops.dropout(t * 1.0, 0.5, rng=rng), 0.2, rng=rng) * 3.0, x)
+    between = rng.bit_generator.state
+    gradient = td.grad(y.sum(), x).numpy()
+    assert np.array_equal(gradient != 0, y.numpy() != 0)
+    assert rng.bit_generator.state == between, "backward must not rewind the generator"
+
+
 def test_second_derivatives_through_a_checkpoint():
     x, w = leaf(3, 4), leaf(4, 4, seed=1)
     assert td.gradgradcheck(lambda x, w: td.checkpoint(block, x, w), [x, w])

@@ -392,6 +392,7 @@ class _Region:
     def __init__(self, fn: Callable[..., Any], args: tuple, kwargs: dict) -> None:
         self.fn, self.args, self.kwargs = fn, args, kwargs
         self.random_state = random.get_state()
+        self.generators: list[tuple[np.random.Generator, Any]] = []  # others that it drew from, and their states before
         self.size = 0
         self.restored: dict[int, tuple] | None = None
         self.recording: list[Node] | None = None
@@ -409,9 +410,12 @@ class _Region:
         """Inputs, output, shapes and cache of the node at `position`. Runs the region again if need be."""
         if self.restored is None or position not in self.restored:
             self.recording, before = [], (STATE.region, random.get_state())
+            after = [(rng, rng.bit_generator.state) for rng, _ in self.generators]
             try:
                 STATE.region = self
                 random.set_state(self.random_state)
+                for rng, earlier in self.generators:
+                    rng.bit_generator.state = earlier
                 with enable_grad():
                     self.fn(*self.args, **self.kwargs)
                 if len(self.recording) != self.size:
@@ -424,7 +428,16 @@ class _Region:
                 self.recording = None
                 STATE.region, state = before
                 random.set_state(state)
+                for rng, later in after:
+                    rng.bit_generator.state = later
         return self.restored.pop(position)
+
+
+def note_generator(rng: np.random.Generator) -> None:
+    """Tell the checkpoint around an op, if any, that the op is about to draw from `rng`: its second run will wind it back."""
+    region = STATE.region
+    if region is not None and region.recording is None and all(rng is not known for known, _ in region.generators):
+        region.generators.append((rng, rng.bit_generator.state))
 
 
 class _Dropped:
@@ -443,7 +456,7 @@ class _Dropped:
 def checkpoint(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """`fn(*args, **kwargs)`, without keeping what its ops save: backward runs `fn` once more to get it (Chen et al. 2016).
 
-    `fn` must do the same both times; the default random generator is wound back for the second run.
+    `fn` must do the same both times; random generators are wound back for the second run (the default one, and dropout's).
     """
     if not STATE.enabled:
         return fn(*args, **kwargs)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff import kernels, random
+from tinydiff.autograd import note_generator
 from tinydiff.backend import Array
 from tinydiff.op import LARGE, fused, op
 from tinydiff.ops.elementwise import add, astype, erf, mul, sub
@@ -142,5 +143,7 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, *, rng: np.random.
         raise ValueError(f"dropout: p must be in [0, 1), not {p}")
     if not training or p == 0:
         return x
+    if rng is not None:
+        note_generator(rng)
     keep = (rng or random.generator()).random(x.shape, np.float32) >= p
     return mul(x, Tensor(keep.astype(x.dtype) / (1 - p)).astype(x.dtype))

@@ -7,7 +7,8 @@ derivatives are the three ops here; the gradient of each is made of the other tw
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,12 @@ Padding = tuple[Pair, Pair]
 
 def pair(name: str, value: Any, least: int = 1) -> Pair:
     """A number or two as two. Raises ValueError below `least`."""
-    found = (value, value) if isinstance(value, int | np.integer) else tuple(value)
+    return _pair(name, value if isinstance(value, int | np.integer) else tuple(value), least)
+
+
+@lru_cache(256)
+def _pair(name: str, value: Any, least: int) -> Pair:
+    found = value if isinstance(value, tuple) else (value, value)
     if len(found) != 2 or not all(isinstance(v, int | np.integer) and v >= least for v in found):
         raise ValueError(f"{name} must be one integer or two, at least {least}, not {value!r}")
     return int(found[0]), int(found[1])
@@ -40,7 +46,8 @@ def padding_pairs(padding: Any) -> Padding:
     return (height, height), (width, width)
 
 
-def output_size(size: Sequence[int], kernel: Sequence[int], stride: Pair, padding: Padding) -> Pair:
+@lru_cache(256)
+def output_size(size: Pair, kernel: Pair, stride: Pair, padding: Padding) -> Pair:
     """Height and width of a convolution's result. Raises ValueError when the kernel is larger than the padded input."""
     padded = tuple(n + a + b for n, (a, b) in zip(size, padding))
     if any(n < k for n, k in zip(padded, kernel)):
