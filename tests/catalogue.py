@@ -129,6 +129,12 @@ def _(x: Any, approximate: str = "none") -> Any:
     return elementwise(lambda v: gelu(v, approximate == "tanh"))(x)
 
 
+@oracle("geglu")
+def _(x: Any) -> np.ndarray:
+    half = x.shape[-1] // 2
+    return build((*x.shape[:-1], half), lambda i: at(x, i) * gelu(at(x, (*i[:-1], half + i[-1])), False))
+
+
 @oracle("clip")
 def _(x: Any, low: Any, high: Any) -> Any:
     return elementwise(lambda v: low if low is not None and v < low else high if high is not None and v > high else v)(x)
@@ -642,9 +648,14 @@ def odd(name: str, *args: Any, **params: Any) -> None:
     _calls(ODD, name, *args, **params)
 
 
-for _name in ("tanh", "sigmoid", "silu", "gelu", "quick_gelu"):
+for _name in ("sigmoid", "silu", "gelu", "quick_gelu"):
     large(_name, (4, 33, 129))
 large("gelu", (4, 33, 129), approximate="tanh")
+large("geglu", (4, 33, 130))
+for _name in ("exp", "tanh", "erf"):
+    large(_name, (513, 520))
+large("erf", (9, 129, 131))
+large("log", np.random.default_rng(5).uniform(0.1, 9, (513, 520)).astype(np.float32))
 large("add", (513, 520), (513, 520))
 large("sum", (1031, 33), axis=0, keepdims=False)
 large("softmax", (131, 129), axis=-1)
@@ -678,8 +689,9 @@ for _shape, _weight, _stride, _padding in (
 large("conv2d", (2, 16, 16, 32), (3, 3, 32, 48), (2, 48), padding=1, residual=None)
 
 # The same where the work is shared between threads, unevenly.
-for _name in ("tanh", "sigmoid", "silu", "gelu", "quick_gelu"):
+for _name in ("sigmoid", "silu", "gelu", "quick_gelu"):
     large(_name, (9, 129, 131))
+large("geglu", (9, 129, 134))
 large("sum", (3001, 65), axis=0, keepdims=True)
 large("sum_to", (3001, 65), shape=(65,))
 large("softmax", (1201, 129), axis=-1)

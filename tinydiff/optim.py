@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -210,7 +209,11 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
     return total
 
 
-def _sum_of_squares(g: Any) -> float:
+def _sum_of_squares(g: np.ndarray) -> float:
+    if g.size >= 1024:
+        found = kernels.optim.sum_of_squares(g)
+        if found is not NotImplemented and math.isfinite(found):  # a square may be too large for float32
+            return found
     flat = np.ravel(g)
     return float(np.dot(flat, flat)) if flat.dtype == np.float64 else float(np.dot(flat.astype(np.float64), flat))
 

@@ -71,6 +71,8 @@ def _elementwise() -> None:
         for shape in ((3, 4), (), (0, 3)):
             register(name, 1.5 * normal(*shape))
     register("gelu", normal(3, 4), "tanh")
+    for sizes in ((2, 3, 6), (2,), (0, 4), (3, 0)):
+        register("geglu", normal(*sizes))
     for name in ("abs", "neg", "sum", "alias"):
         register(name, normal(2, 3))
     for name in ("log", "log1p", "sqrt", "rsqrt"):

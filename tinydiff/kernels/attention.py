@@ -16,10 +16,10 @@ from typing import Any
 import numba
 import numpy as np
 
-from tinydiff.kernels.arrays import Kernel, bits, load, store
+from tinydiff.kernels.arrays import Kernel, load, number, store
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import unpack
-from tinydiff.kernels.mathfun import exp_within, from_bits, log
+from tinydiff.kernels.mathfun import exp_within, log
 from tinydiff.kernels.memory import address, read, scratch, write, zero
 from tinydiff.kernels.microkernel import LANES, ROWS, WIDTH, gemm_tile
 from tinydiff.kernels.softmax import greatest
@@ -136,7 +136,7 @@ def _forward(args, thread):  # type: ignore[no-untyped-def]
             count = min(BLOCK, length - first)
             rows, seen = _up(count, TILE), min(keys, first + count) if causal else keys
             query = q + (n * q_n + h * q_h + first * q_l) * 4
-            _pack_rows(query, q_l, count, size, queries, padded, rows, from_bits(np.int32(scale)))
+            _pack_rows(query, q_l, count, size, queries, padded, rows, number(scale))
             _scores(queries, padded, panels, size, s, lds, rows, seen)
             for i in range(count):
                 at, limit = i * lds, min(keys, first + i + 1) if causal else keys
@@ -166,7 +166,7 @@ def _backward(args, thread):  # type: ignore[no-untyped-def]
      gk, gk_n, gk_h, gk_l, gv, gv_n, gv_h, gv_l, gk_t, gv_t, lse, bias, b_n, b_h, b_l, b_s, work, room,
      samples, heads, length, keys, size, width, causal, scale, split, threads) = unpack(args, 52)
     # fmt: on
-    factor = from_bits(np.int32(scale))
+    factor = number(scale)
     padded, wide, tall = _up(size, LANES), _up(width, LANES), _up(keys, WIDTH)
     lds = tall + LANES
     key_panels = work + thread * room * 4
@@ -272,8 +272,8 @@ def scaled_dot_product_attention(
     room = tall * (size + wide) + BLOCK * (padded + tall + LANES + wide + 1) + LANES
     _memory, (work,) = scratch(threads * room)
     _forward(
-        threads, *_place(q), *_place(k), *_place(v), *_place(out), address(lse), *bias, work, room,
-        n, heads, length, keys, size, width, int(is_causal), bits(scale), split, threads,
+        threads, *_place(q), *_place(k), *_place(v), *_place(out), lse, *bias, work, room,
+        n, heads, length, keys, size, width, is_causal, float(scale), split, threads,
     )  # fmt: skip
     del keep
     return out, lse
@@ -306,7 +306,7 @@ def scaled_dot_product_attention_backward(
     _memory, (work,) = scratch(threads * room)
     _backward(
         threads, *_place(g), *_place(q), *_place(k), *_place(v), *_place(out), *_place(gq), *_place(to_keys), *_place(to_values),
-        *steps, address(lse), *bias, work, room, n, heads, length, keys, size, width, int(is_causal), bits(scale), split, threads,
+        *steps, lse, *bias, work, room, n, heads, length, keys, size, width, is_causal, float(scale), split, threads,
     )  # fmt: skip
     del keep
     return (gq, to_keys.sum(0), to_values.sum(0)) if split else (gq, to_keys[0], to_values[0])

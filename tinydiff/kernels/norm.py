@@ -14,68 +14,79 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.kernels.arrays import Kernel, add_to, bits, load, plain, share, store, threads_for
+from tinydiff.kernels.arrays import Kernel, add_to, load, number, plain, share, store, threads_for
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import unpack
-from tinydiff.kernels.mathfun import from_bits, sigmoid
-from tinydiff.kernels.memory import address, read, scratch, write, zero
+from tinydiff.kernels.mathfun import bounded, one_and_exp_of_minus, sigmoid
+from tinydiff.kernels.memory import copy, read, scratch, write, zero
 
+WHOLE, PARTS, APPLY = range(3)  # what a launch does: whole samples, or parts of samples in two stages
+FIRST = 8  # rows whose mean the first block is centred at
 BLOCK = 64  # rows summed straight into float32
 ROW = 256  # numbers in a row, at least
 _f = np.float32
 _ACTIVATIONS = {None: 0, "silu": 1}
 
 
-@njit(forceinline=True)
+@njit
 def _fold(sums, period, channels):  # type: ignore[no-untyped-def]
     """Add the pixels of a row of sums up, into the first one's place."""
     for at in range(channels, period, channels):
         for c in range(channels):
-            write(sums, c, read(sums, c) + read(sums, at + c))
+            add_to(sums, c, load(sums, at + c))
 
 
-@njit(forceinline=True)
+@njit
 def _spread(values, period, channels):  # type: ignore[no-untyped-def]
     """Repeat the first pixel of a row over all of it."""
-    for at in range(channels, period):
-        write(values, at, read(values, at - channels))
+    done = channels
+    while done < period:
+        count = min(done, period - done)
+        copy(values + done * 4, values, count)
+        done += count
 
 
 @njit
 def _moments(x, size, period, channels, groups, mean, squares, work):  # type: ignore[no-untyped-def]
-    """The mean and the sum of squared deviations of each group, of `size` numbers at x. work: 2 periods."""
-    sums, centre = work, work + 4 * period
+    """The mean and the sum of squared deviations of each group, of `size` numbers at x. work: 3 periods."""
+    centre, first, second = work, work + 4 * period, work + 8 * period
     width = channels // groups
-    before = 0.0
+    start = min(size, FIRST * period)
+    zero(first, period)
+    for row in range(0, start, period):
+        for j in range(min(period, start - row)):
+            add_to(first, j, load(x, row + j))
+    _fold(first, period, channels)
+    for g in range(groups):
+        for c in range(g * width, (g + 1) * width):
+            mean[g] += read(first, c)
+        mean[g] /= start // groups
+    done = 0.0
     for start in range(0, size, BLOCK * period):
         stop = min(size, start + BLOCK * period)
-        count = float((stop - start) // channels * width)
-        zero(sums, period)
-        for row in range(start, stop, period):
-            for j in range(min(period, stop - row)):
-                add_to(sums, j, load(x, row + j))
-        _fold(sums, period, channels)
-        for g in range(groups):
-            total = 0.0
-            for c in range(g * width, (g + 1) * width):
-                total += read(sums, c)
-            for c in range(g * width, (g + 1) * width):
-                write(centre, c, _f(total / count))
+        for c in range(channels):
+            write(centre, c, _f(mean[c // width]))
         _spread(centre, period, channels)
-        zero(sums, period)
+        zero(first, period)
+        zero(second, period)
         for row in range(start, stop, period):
             for j in range(min(period, stop - row)):
                 d = load(x, row + j) - load(centre, j)
-                add_to(sums, j, d * d)
-        _fold(sums, period, channels)
+                add_to(first, j, d)
+                add_to(second, j, d * d)
+        _fold(first, period, channels)
+        _fold(second, period, channels)
+        count = float((stop - start) // groups)
         for g in range(groups):
-            total = 0.0
+            total, square = 0.0, 0.0
             for c in range(g * width, (g + 1) * width):
-                total += read(sums, c)
-            shift = read(centre, g * width) - mean[g]
-            mean[g] += shift * count / (before + count)
-            squares[g] += total + shift * shift * before * count / (before + count)
-        before += count
+                total += read(first, c)
+                square += read(second, c)
+            base = float(read(centre, g * width))
+            shift = base + total / count - mean[g] if done else 0.0
+            mean[g] = mean[g] + shift * count / (done + count) if done else base + total / count
+            squares[g] += square - total * total / count + shift * shift * done * count / (done + count)
+        done += count
 
 
 @njit
@@ -86,149 +97,174 @@ def _apply(x, y, size, period, centre, scale, shift, silu):  # type: ignore[no-u
         if silu:
             for j in range(length):
                 z = (load(x, row + j) - load(centre, j)) * load(scale, j) + load(shift, j)
-                store(y, row + j, z * sigmoid(z))
+                store(y, row + j, z / one_and_exp_of_minus(bounded(z)))
         else:
             for j in range(length):
                 store(y, row + j, (load(x, row + j) - load(centre, j)) * load(scale, j) + load(shift, j))
 
 
-@njit
-def _coefficients(mean, rstd, weight, bias, channels, groups, period, centre, scale, shift):  # type: ignore[no-untyped-def]
-    """Rows of coefficients from one sample's statistics (addresses of `groups` numbers) and the parameters (0: none)."""
-    width = channels // groups
-    for c in range(channels):
-        write(centre, c, read(mean, c // width))
-        write(scale, c, read(rstd, c // width) * (read(weight, c) if weight else _f(1)))
-        write(shift, c, read(bias, c) if bias else _f(0))
-    _spread(centre, period, channels)
-    _spread(scale, period, channels)
-    _spread(shift, period, channels)
-
-
 @Kernel
 def _group_norm(args, thread):  # type: ignore[no-untyped-def]
-    """Whole samples."""
-    x, y, weight, bias, mean, rstd, work, samples, size, channels, groups, period, eps, silu, threads = unpack(args, 15)
-    work += thread * 5 * period * 4
-    for n in range(samples * thread // threads, samples * (thread + 1) // threads):
+    """Whole samples; or a part of each, its moments to `parts` (threads, samples, 2, groups), then all."""
+    # fmt: off
+    (x, y, weight, bias, mean, rstd, parts, work, samples, size, channels, groups, period, eps, silu, stage, threads) = unpack(
+        args, 17)
+    # fmt: on
+    work += thread * 6 * period * 4
+    centre, scale, shift = work, work + 4 * period, work + 8 * period
+    width, count = channels // groups, size // groups
+    first, last, begin, end = samples * thread // threads, samples * (thread + 1) // threads, 0, size
+    if stage != WHOLE:
+        first, last = 0, samples
+        begin, end = share(size // channels, thread, threads)
+        begin, end = begin * channels, end * channels
+    for n in range(first, last):
         m, s = np.zeros(groups), np.zeros(groups)
-        _moments(x + n * size * 4, size, period, channels, groups, m, s, work)
-        count = size // groups
+        here, there = x + (n * size + begin) * 4, y + (n * size + begin) * 4
+        if stage != APPLY:
+            _moments(here, end - begin, period, channels, groups, m, s, work + 12 * period)
+        if stage == PARTS:
+            for g in range(groups):
+                write(parts, ((thread * samples + n) * 2) * groups + g, _f(m[g]))
+                write(parts, ((thread * samples + n) * 2 + 1) * groups + g, _f(s[g]))
+            continue
+        if stage == APPLY:
+            done = 0.0
+            for t in range(threads):
+                start, stop = share(size // channels, t, threads)
+                part = float((stop - start) * width)
+                for g in range(groups):
+                    d = read(parts, ((t * samples + n) * 2) * groups + g) - m[g]
+                    m[g] += d * part / (done + part)
+                    s[g] += read(parts, ((t * samples + n) * 2 + 1) * groups + g) + d * d * part * done / (done + part)
+                done += part
         for g in range(groups):
-            write(mean, n * groups + g, _f(m[g]))
-            write(rstd, n * groups + g, _f(1 / np.sqrt(s[g] / count + from_bits(np.int32(eps)))))
-        centre, scale, shift = work + 8 * period, work + 12 * period, work + 16 * period
-        at = n * groups * 4
-        _coefficients(mean + at, rstd + at, weight, bias, channels, groups, period, centre, scale, shift)
-        _apply(x + n * size * 4, y + n * size * 4, size, period, centre, scale, shift, silu)
+            r = 1 / np.sqrt(s[g] / count + number(eps))
+            if stage == WHOLE or thread == 0:
+                write(mean, n * groups + g, _f(m[g]))
+                write(rstd, n * groups + g, _f(r))
+            for c in range(g * width, (g + 1) * width):
+                write(centre, c, _f(m[g]))
+                write(scale, c, _f(r) * (read(weight, c) if weight else _f(1)))
+                write(shift, c, read(bias, c) if bias else _f(0))
+        _spread(centre, period, channels)
+        _spread(scale, period, channels)
+        _spread(shift, period, channels)
+        _apply(here, there, end - begin, period, centre, scale, shift, silu)
 
 
-@Kernel
-def _part_moments(args, thread):  # type: ignore[no-untyped-def]
-    """The moments of a part of each sample per thread, to mean and squares (threads, samples, groups)."""
-    x, mean, squares, work, samples, size, channels, groups, period, threads = unpack(args, 10)
-    start, stop = share(size // channels, thread, threads)
-    for n in range(samples):
-        m, s = np.zeros(groups), np.zeros(groups)
-        part = x + (n * size + start * channels) * 4
-        _moments(part, (stop - start) * channels, period, channels, groups, m, s, work + thread * 2 * period * 4)
-        for g in range(groups):
-            write(mean, (thread * samples + n) * groups + g, _f(m[g]))
-            write(squares, (thread * samples + n) * groups + g, _f(s[g]))
+@njit
+def _weighted(g, x, z, size, period, channels, centre, scale, w, b, first, second, silu, sums):  # type: ignore[no-untyped-def]
+    """Per channel the sums (2, channels) of the gradients before the activation (kept in z) and of them times x̂."""
+    for block in range(0, size, BLOCK * period):
+        zero(first, period)
+        zero(second, period)
+        for row in range(block, min(size, block + BLOCK * period), period):
+            length = min(period, size - row)
+            if silu:
+                for j in range(length):
+                    normalised = (load(x, row + j) - load(centre, j)) * load(scale, j)
+                    before = normalised * load(w, j) + load(b, j)
+                    s = sigmoid(before)
+                    d = load(g, row + j) * s * (_f(1) + before * (_f(1) - s))
+                    store(z, row + j, d)
+                    add_to(first, j, d)
+                    add_to(second, j, d * normalised)
+            else:
+                for j in range(length):
+                    d = load(g, row + j)
+                    add_to(first, j, d)
+                    add_to(second, j, d * ((load(x, row + j) - load(centre, j)) * load(scale, j)))
+        _fold(first, period, channels)
+        _fold(second, period, channels)
+        for c in range(channels):
+            sums[0, c] += read(first, c)
+            sums[1, c] += read(second, c)
 
 
-@Kernel
-def _part_apply(args, thread):  # type: ignore[no-untyped-def]
-    """The thread's part of each sample, normalised."""
-    x, y, weight, bias, mean, rstd, work, samples, size, channels, groups, period, silu, threads = unpack(args, 14)
-    centre = work + thread * 3 * period * 4
-    scale, shift = centre + 4 * period, centre + 8 * period
-    start, stop = share(size // channels, thread, threads)
-    for n in range(samples):
-        at = n * groups * 4
-        _coefficients(mean + at, rstd + at, weight, bias, channels, groups, period, centre, scale, shift)
-        part = (n * size + start * channels) * 4
-        _apply(x + part, y + part, (stop - start) * channels, period, centre, scale, shift, silu)
+@njit
+def _combine(g, x, z, size, period, centre, slope, w, offset, silu):  # type: ignore[no-untyped-def]
+    """z = w · (z or, without activation, g) - offset - slope · (x - centre)."""
+    for row in range(0, size, period):
+        length = min(period, size - row)
+        if silu:
+            for j in range(length):
+                d = read(z, row + j) * load(w, j) - load(offset, j)
+                store(z, row + j, d - (load(x, row + j) - load(centre, j)) * load(slope, j))
+        else:
+            for j in range(length):
+                d = load(g, row + j) * load(w, j) - load(offset, j)
+                store(z, row + j, d - (load(x, row + j) - load(centre, j)) * load(slope, j))
 
 
 @Kernel
 def _group_norm_backward(args, thread):  # type: ignore[no-untyped-def]
-    """Whole samples: gx, and per sample the sums over pixels of the gradient z of the normalised value's scale and shift.
+    """gx, and to `parts` the sums over pixels for weight and bias: (threads, samples or 1, 2, channels).
 
     With x̂ = (x - mean) rstd and z the gradient before the activation, gx = rstd (w z - ⟨w z⟩ - x̂ ⟨w z x̂⟩), where ⟨⟩ is the
-    mean over a group.
+    mean over a group: over whole samples, or over all the threads' parts of each.
     """
-    (g, x, weight, bias, mean, rstd, gx, gweight, gbias, work, samples, size, channels, groups, period, silu, threads) = unpack(
+    (g, x, weight, bias, mean, rstd, gx, parts, work, samples, size, channels, groups, period, silu, stage, threads) = unpack(
         args, 17
     )
     step = 4 * period
     work += thread * 8 * step
     centre, scale, w, b = work, work + step, work + 2 * step, work + 3 * step
-    first, second, offset, slope = work + 4 * step, work + 5 * step, work + 6 * step, work + 7 * step
-    width = channels // groups
-    for n in range(samples * thread // threads, samples * (thread + 1) // threads):
+    offset, slope, one, two = work + 4 * step, work + 5 * step, work + 6 * step, work + 7 * step
+    width, count = channels // groups, size // groups
+    first, last, begin, end = samples * thread // threads, samples * (thread + 1) // threads, 0, size
+    if stage != WHOLE:
+        first, last = 0, samples
+        begin, end = share(size // channels, thread, threads)
+        begin, end = begin * channels, end * channels
+    totals = np.zeros((2, channels))
+    for n in range(first, last):
         for c in range(channels):
             write(centre, c, read(mean, n * groups + c // width))
             write(scale, c, read(rstd, n * groups + c // width))
             write(w, c, read(weight, c) if weight else _f(1))
             write(b, c, read(bias, c) if bias else _f(0))
-        for row in (centre, scale, w, b):
-            _spread(row, period, channels)
-        here, gradient, result = x + n * size * 4, g + n * size * 4, gx + n * size * 4
-        sums, products = np.zeros(channels), np.zeros(channels)
-        for block in range(0, size, BLOCK * period):
-            zero(first, period)
-            zero(second, period)
-            for row in range(block, min(size, block + BLOCK * period), period):
-                length = min(period, size - row)
-                if silu:
-                    for j in range(length):
-                        normalised = (load(here, row + j) - load(centre, j)) * load(scale, j)
-                        before = normalised * load(w, j) + load(b, j)
-                        s = sigmoid(before)
-                        d = load(gradient, row + j) * (s + before * (s - s * s))
-                        store(result, row + j, d)
-                        add_to(first, j, d)
-                        add_to(second, j, d * normalised)
-                else:
-                    for j in range(length):
-                        d = load(gradient, row + j)
-                        add_to(first, j, d)
-                        add_to(second, j, d * ((load(here, row + j) - load(centre, j)) * load(scale, j)))
-            _fold(first, period, channels)
-            _fold(second, period, channels)
+        at, sums = (n * size + begin) * 4, np.zeros((2, channels))
+        if stage != APPLY:
+            for row in (centre, scale, w, b):
+                _spread(row, period, channels)
+            _weighted(g + at, x + at, gx + at, end - begin, period, channels, centre, scale, w, b, one, two, silu, sums)
+            totals += sums
+        if stage == PARTS:
             for c in range(channels):
-                sums[c] += read(first, c)
-                products[c] += read(second, c)
-        count = size // groups
+                write(parts, ((thread * samples + n) * 2) * channels + c, _f(sums[0, c]))
+                write(parts, ((thread * samples + n) * 2 + 1) * channels + c, _f(sums[1, c]))
+            continue
+        if stage == APPLY:
+            for t in range(threads):
+                for c in range(channels):
+                    sums[0, c] += read(parts, ((t * samples + n) * 2) * channels + c)
+                    sums[1, c] += read(parts, ((t * samples + n) * 2 + 1) * channels + c)
         for group in range(groups):
             mean_z, mean_zx = 0.0, 0.0
             for c in range(group * width, (group + 1) * width):
-                mean_z += sums[c] * read(w, c)
-                mean_zx += products[c] * read(w, c)
+                mean_z += sums[0, c] * read(w, c)
+                mean_zx += sums[1, c] * read(w, c)
             for c in range(group * width, (group + 1) * width):
                 r = read(scale, c)
-                write(gbias, n * channels + c, _f(sums[c]))
-                write(gweight, n * channels + c, _f(products[c]))
                 write(offset, c, _f(r * mean_z / count))
                 write(slope, c, _f(r * r * mean_zx / count))
                 write(w, c, r * read(w, c))
-        for row in (w, offset, slope):
+        for row in (centre, w, offset, slope):
             _spread(row, period, channels)
-        for row in range(0, size, period):
-            length = min(period, size - row)
-            if silu:
-                for j in range(length):
-                    d = read(result, row + j) * load(w, j) - load(offset, j)
-                    store(result, row + j, d - (load(here, row + j) - load(centre, j)) * load(slope, j))
-            else:
-                for j in range(length):
-                    d = load(gradient, row + j) * load(w, j) - load(offset, j)
-                    store(result, row + j, d - (load(here, row + j) - load(centre, j)) * load(slope, j))
+        _combine(g + at, x + at, gx + at, end - begin, period, centre, slope, w, offset, silu)
+    if stage == WHOLE:
+        for c in range(channels):
+            write(parts, thread * 2 * channels + c, _f(totals[0, c]))
+            write(parts, (thread * 2 + 1) * channels + c, _f(totals[1, c]))
 
 
-def _period(pixels: int, channels: int) -> int:
-    return channels * min(pixels, max(1, ROW // channels))
+def _plan(total: int, samples: int, pixels: int, channels: int) -> tuple[int, int, tuple[int, ...]]:
+    """The period, the number of threads, and the stages to launch: whole samples where they share out about evenly."""
+    period, threads = channels * min(pixels, max(1, ROW // channels)), threads_for(total)
+    if threads == 1 or samples % threads == 0 or samples >= 4 * threads:
+        return period, threads, (WHOLE,)
+    return period, min(threads, pixels), (PARTS, APPLY)
 
 
 def _fits(x: np.ndarray, weight: Any, bias: Any, num_groups: int) -> bool:
@@ -252,30 +288,13 @@ def group_norm(x: np.ndarray, weight: Any, bias: Any, *, num_groups: int, eps: f
     size = x.size // n
     y = np.empty_like(x)
     mean, rstd = np.empty((n, num_groups), np.float32), np.empty((n, num_groups), np.float32)
-    period, silu = _period(size // channels, channels), _ACTIVATIONS[activation]
-    threads = threads_for(x.size)
-    sizes = (n, size, channels, num_groups, period)
-    places = (address(x), address(y), address(weight), address(bias), address(mean), address(rstd))
-    if threads == 1 or n % threads == 0 or n >= 4 * threads:
-        _keep, (work,) = scratch(threads * 5 * period)
-        _group_norm(threads, *places, work, *sizes, bits(eps), silu, threads)
-        return y, (mean, rstd)
-    threads = min(threads, size // channels)
-    _keep, (work,) = scratch(threads * 3 * period)
-    means, squares = np.empty((threads, n, num_groups), np.float32), np.empty((threads, n, num_groups), np.float32)
-    _part_moments(threads, address(x), address(means), address(squares), work, *sizes, threads)
-    counts = _part_pixels(size // channels, threads)[:, None, None] * (channels // num_groups)
-    total = counts.sum()
-    mean[...] = merged = (means * counts).sum(0) / total
-    deviations = squares.sum(0, dtype=np.float64) + (counts * (means - merged) ** 2).sum(0)
-    rstd[...] = 1 / np.sqrt(deviations / total + eps)
-    _part_apply(threads, *places, work, *sizes, silu, threads)
+    period, threads, stages = _plan(x.size, n, size // channels, channels)
+    parts = None if stages == (WHOLE,) else np.empty((threads, n, 2, num_groups), np.float32)
+    _keep, (work,) = scratch(threads * 6 * period)
+    sizes = (n, size, channels, num_groups, period, float(eps), _ACTIVATIONS[activation])
+    for stage in stages:
+        _group_norm(threads, x, y, weight, bias, mean, rstd, parts, work, *sizes, stage, threads)
     return y, (mean, rstd)
-
-
-def _part_pixels(pixels: int, threads: int) -> np.ndarray:
-    """How many pixels each thread takes, as float64."""
-    return np.array([np.subtract(*share(pixels, t, threads)[::-1]) for t in range(threads)], np.float64)
 
 
 def group_norm_backward(
@@ -296,15 +315,14 @@ def group_norm_backward(
     n, channels = x.shape[0], x.shape[-1]
     size = x.size // n
     gx = np.empty_like(x)
-    gweight, gbias = np.empty((n, channels), np.float32), np.empty((n, channels), np.float32)
-    period = _period(size // channels, channels)
-    threads = min(n, threads_for(x.size))
+    period, threads, stages = _plan(x.size, n, size // channels, channels)
+    parts = np.empty((threads if stages == (WHOLE,) else threads * n, 2, channels), np.float32)
     _keep, (work,) = scratch(threads * 8 * period)
-    arrays = (g, x, weight, bias, mean, rstd, gx, gweight, gbias)
-    _group_norm_backward(
-        threads, *map(address, arrays), work, n, size, channels, num_groups, period, _ACTIVATIONS[activation], threads
-    )
-    return gx, gweight.sum(0) if weight is not None else None, gbias.sum(0) if bias is not None else None
+    sizes = (n, size, channels, num_groups, period, _ACTIVATIONS[activation])
+    for stage in stages:
+        _group_norm_backward(threads, g, x, weight, bias, mean, rstd, gx, parts, work, *sizes, stage, threads)
+    gbias, gweight = parts.sum(0)
+    return gx, None if weight is None else gweight, None if bias is None else gbias
 
 
 @Kernel
@@ -321,7 +339,7 @@ def _layer_norm(args, thread):  # type: ignore[no-untyped-def]
         for c in range(channels):
             d = load(x, at + c) - m
             total += d * d
-        r = _f(1) / np.sqrt(total / _f(channels) + from_bits(np.int32(eps)))
+        r = _f(1) / np.sqrt(total / _f(channels) + number(eps))
         write(mean, row, m)
         write(rstd, row, r)
         for c in range(channels):
@@ -376,7 +394,7 @@ def layer_norm(x: np.ndarray, weight: Any, bias: Any, *, eps: float) -> Any:
     weight = np.ones(channels, np.float32) if weight is None else weight
     bias = np.zeros(channels, np.float32) if bias is None else bias
     threads = min(rows, threads_for(x.size))
-    _layer_norm(threads, *map(address, (x, y, weight, bias, mean, rstd)), rows, channels, bits(eps), threads)
+    _layer_norm(threads, x, y, weight, bias, mean, rstd, rows, channels, float(eps), threads)
     return y, (mean, rstd)
 
 
@@ -393,6 +411,5 @@ def layer_norm_backward(
     threads = min(rows, threads_for(x.size))
     gweight, gbias = np.empty((threads, channels), np.float32), np.empty((threads, channels), np.float32)
     _keep, (work,) = scratch(threads * 2 * channels)
-    arrays = (g, x, scale, mean, rstd, gx, gweight, gbias)
-    _layer_norm_backward(threads, *map(address, arrays), work, rows, channels, threads)
+    _layer_norm_backward(threads, g, x, scale, mean, rstd, gx, gweight, gbias, work, rows, channels, threads)
     return gx, gweight.sum(0) if weight is not None else None, gbias.sum(0) if bias is not None else None

@@ -9,40 +9,44 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.kernels.arrays import Kernel, bits, load, plain, share, threads_for
+from tinydiff.kernels.arrays import Kernel, load, number, plain, share, store, threads_for
+from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import unpack
-from tinydiff.kernels.mathfun import from_bits
-from tinydiff.kernels.memory import address, read, write
+from tinydiff.kernels.memory import write
 
 BLOCK = 1024  # squares summed in float32 before they join the float64 sum
 _f = np.float32
 
 
+@njit(forceinline=True)
+def _update(param, g, m, v, i, keep, step, root, eps, keep_m, take_m, keep_v, take_v):  # type: ignore[no-untyped-def]
+    """One weight's step; its new value. What it writes it has read before, so that `load` and `store` are right here."""
+    gradient = load(g, i)
+    first = keep_m * load(m, i) + take_m * gradient
+    second = keep_v * load(v, i) + take_v * gradient * gradient
+    value = keep * load(param, i) - step * first / (root * np.sqrt(second) + eps)
+    store(m, i, first)
+    store(v, i, second)
+    store(param, i, value)
+    return value
+
+
 @Kernel
 def _adamw(args, thread):  # type: ignore[no-untyped-def]
-    (param, g, m, v, ema, keep, step, root, eps, keep_m, take_m, keep_v, take_v, take_ema, scale, size, threads) = unpack(
-        args, 17
-    )
-    keep, step, root, eps = (
-        from_bits(np.int32(keep)),
-        from_bits(np.int32(step)),
-        from_bits(np.int32(root)),
-        from_bits(np.int32(eps)),
-    )
-    keep_m, take_m = from_bits(np.int32(keep_m)), from_bits(np.int32(take_m))
-    keep_v, take_v = from_bits(np.int32(keep_v)), from_bits(np.int32(take_v))
-    take_ema, scale = from_bits(np.int32(take_ema)), from_bits(np.int32(scale))
+    # fmt: off
+    (param, g, m, v, ema, keep, step, root, eps, keep_m, take_m, keep_v, take_v, take_ema, size, threads) = unpack(args, 16)
+    # fmt: on
+    keep, step, root, eps, take_ema = number(keep), number(step), number(root), number(eps), number(take_ema)
+    keep_m, take_m, keep_v, take_v = number(keep_m), number(take_m), number(keep_v), number(take_v)
     start, stop = share(size, thread, threads)
-    for i in range(start, stop):
-        gradient = scale * load(g, i)
-        first = keep_m * read(m, i) + take_m * gradient
-        second = keep_v * read(v, i) + take_v * gradient * gradient
-        write(m, i, first)
-        write(v, i, second)
-        write(param, i, keep * read(param, i) - step * first / (root * np.sqrt(second) + eps))
     if ema:
         for i in range(start, stop):
-            write(ema, i, read(ema, i) + take_ema * (load(param, i) - read(ema, i)))
+            value = _update(param, g, m, v, i, keep, step, root, eps, keep_m, take_m, keep_v, take_v)
+            average = load(ema, i)
+            store(ema, i, average + take_ema * (value - average))
+    else:
+        for i in range(start, stop):
+            _update(param, g, m, v, i, keep, step, root, eps, keep_m, take_m, keep_v, take_v)
 
 
 def adamw(
@@ -58,11 +62,10 @@ def adamw(
     weight_decay: float,
     step: int,
     ema_decay: float = 1.0,
-    grad_scale: float = 1.0,
 ) -> Any:
     """One step of AdamW (Loshchilov & Hutter 2017) in place on `param`, `m` and `v`; `ema` follows in the same call.
 
-    `step` counts from 1; g is multiplied by `grad_scale` first. Returns None, or NotImplemented with nothing changed
+    `step` counts from 1. Returns None, or NotImplemented with nothing changed
     unless all are float32, C-contiguous, writable (but g) and of one shape.
     """
     changed = [param, m, v] if ema is None else [param, m, v, ema]
@@ -78,10 +81,9 @@ def adamw(
         beta2,
         1 - beta2,
         1 - ema_decay,
-        grad_scale,
     )
     threads = threads_for(g.size)
-    _adamw(threads, *map(address, (param, g, m, v, ema)), *map(bits, numbers), g.size, threads)
+    _adamw(threads, param, g, m, v, ema, *numbers, g.size, threads)
     return None
 
 
@@ -105,5 +107,5 @@ def sum_of_squares(x: np.ndarray) -> Any:
         return NotImplemented
     sums = np.empty(-(-x.size // BLOCK), np.float32)
     threads = threads_for(x.size)
-    _sum_of_squares(threads, address(x), address(sums), x.size, threads)
+    _sum_of_squares(threads, x, sums, x.size, threads)
     return float(sums.sum(dtype=np.float64))

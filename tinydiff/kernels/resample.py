@@ -1,4 +1,4 @@
-"""Pictures enlarged and reduced by two, channels last: copies and sums of whole pixels. Bound by memory."""
+"""Pictures enlarged by two, and the gradient, channels last: copies and sums of whole pixels. Bound by memory."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.kernels.arrays import Kernel, bits, load, plain, share, store, threads_for
+from tinydiff.kernels.arrays import Kernel, load, plain, share, store, threads_for
 from tinydiff.kernels.launch import unpack
-from tinydiff.kernels.mathfun import from_bits
-from tinydiff.kernels.memory import address
 
 _f = np.float32
 
@@ -34,9 +32,8 @@ def _enlarge(args, thread):  # type: ignore[no-untyped-def]
 
 @Kernel
 def _reduce(args, thread):  # type: ignore[no-untyped-def]
-    """Four pixels to their scaled sum. rows, width: of the result."""
-    x, y, rows, width, channels, scale, threads = unpack(args, 7)
-    scale = from_bits(np.int32(scale))
+    """Four pixels to their sum. rows, width: of the result."""
+    x, y, rows, width, channels, threads = unpack(args, 6)
     start, stop = share(rows, thread, threads)
     for row in range(start, stop):
         for column in range(width):
@@ -46,7 +43,7 @@ def _reduce(args, thread):  # type: ignore[no-untyped-def]
             for c in range(channels):
                 above = load(x, upper + c) + load(x, upper + channels + c)
                 below = load(x, lower + c) + load(x, lower + channels + c)
-                store(y, target + c, scale * (above + below))
+                store(y, target + c, above + below)
 
 
 def upsample_nearest2d(x: np.ndarray) -> Any:
@@ -56,25 +53,16 @@ def upsample_nearest2d(x: np.ndarray) -> Any:
     n, height, width, channels = x.shape
     y = np.empty((n, 2 * height, 2 * width, channels), np.float32)
     threads = min(n * height, threads_for(y.size))
-    _enlarge(threads, address(x), address(y), n * height, width, channels, threads)
-    return y
-
-
-def _quarter(x: np.ndarray, scale: float) -> Any:
-    if not plain(x) or x.ndim != 4 or x.shape[1] % 2 or x.shape[2] % 2:
-        return NotImplemented
-    n, height, width, channels = x.shape
-    y = np.empty((n, height // 2, width // 2, channels), np.float32)
-    threads = min(n * height // 2, threads_for(x.size))
-    _reduce(threads, address(x), address(y), n * height // 2, width // 2, channels, bits(scale), threads)
+    _enlarge(threads, x, y, n * height, width, channels, threads)
     return y
 
 
 def upsample_nearest2d_backward(g: np.ndarray) -> Any:
     """The gradient of x from g (N, 2H, 2W, C): the sum of each pixel's four."""
-    return _quarter(g, 1.0)
-
-
-def avg_pool2x2(x: np.ndarray) -> Any:
-    """x (N, 2H, 2W, C) to (N, H, W, C): the mean of each 2×2 pixels."""
-    return _quarter(x, 0.25)
+    if not plain(g) or g.ndim != 4 or g.shape[1] % 2 or g.shape[2] % 2:
+        return NotImplemented
+    n, height, width, channels = g.shape
+    x = np.empty((n, height // 2, width // 2, channels), np.float32)
+    threads = min(n * height // 2, threads_for(g.size))
+    _reduce(threads, g, x, n * height // 2, width // 2, channels, threads)
+    return x

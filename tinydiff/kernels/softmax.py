@@ -13,7 +13,7 @@ from tinydiff.kernels.arrays import Kernel, load, plain, share, store, threads_f
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import unpack
 from tinydiff.kernels.mathfun import exp_within, from_bits, log, to_bits
-from tinydiff.kernels.memory import address, read
+from tinydiff.kernels.memory import read
 
 _f = np.float32
 
@@ -99,7 +99,7 @@ def _rows(kernel: Kernel, *inputs: np.ndarray) -> Any:
     columns = first.shape[-1]
     rows = first.size // columns
     threads = min(rows, threads_for(first.size, 1 << 15))
-    kernel(threads, *map(address, inputs), address(out), rows, columns, threads)
+    kernel(threads, *inputs, out, rows, columns, threads)
     return out
 
 

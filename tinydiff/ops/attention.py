@@ -63,7 +63,7 @@ def scaled_dot_product_attention(
 
 @scaled_dot_product_attention.kernel("numpy")
 def _(q: Array, k: Array, v: Array, mask: Any, is_causal: bool, scale: float | None) -> Any:
-    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or q.size * k.shape[2] < 1 << 17:
+    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or q.size * k.shape[2] < 1 << 12:
         return NotImplemented
     if q.shape[:2] != k.shape[:2] or q.shape[:2] != v.shape[:2] or q.shape[3] != k.shape[3] or k.shape[2] != v.shape[2]:
         return NotImplemented

@@ -152,6 +152,11 @@ def exp(xp: Any, x: Array) -> Array:
     return xp.exp(x)
 
 
+@exp.kernel("numpy", above=1 << 18)
+def _(x: Array) -> Any:
+    return kernels.activation.exp(x)
+
+
 @exp.vjp
 def _(g: Tensor, out: Tensor) -> Tensor:
     return mul(g, out)
@@ -173,6 +178,11 @@ def log(xp: Any, x: Array) -> Array:
     """The natural logarithm; -inf at 0 and NaN below."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return xp.log(x)
+
+
+@log.kernel("numpy", above=1 << 18)
+def _(x: Array) -> Any:
+    return kernels.activation.log(x)
 
 
 @log.vjp
@@ -246,6 +256,11 @@ def erf(xp: Any, x: Array) -> Array:
     from cupyx.scipy import special
 
     return special.erf(x)
+
+
+@erf.kernel("numpy", above=1024)
+def _(x: Array) -> Any:
+    return kernels.activation.erf(x)
 
 
 @erf.vjp

@@ -7,7 +7,8 @@ from typing import Any
 
 from tinydiff import kernels
 from tinydiff.backend import Array
-from tinydiff.op import LARGE, fused
+from tinydiff.op import fused
+from tinydiff.ops.activation import SMALL
 from tinydiff.ops.conv import activate
 from tinydiff.ops.elementwise import add, mul, rsqrt, sub
 from tinydiff.ops.reduce import mean
@@ -51,7 +52,7 @@ def group_norm(
     return activate(y, activation)
 
 
-@group_norm.kernel("numpy", above=LARGE)
+@group_norm.kernel("numpy", above=SMALL)
 def _(x: Array, weight: Any, bias: Any, num_groups: int, eps: float, activation: str | None) -> Any:
     return kernels.norm.group_norm(x, weight, bias, num_groups=num_groups, eps=eps, activation=activation)
 
@@ -67,7 +68,7 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
     return _scale_and_shift(_standardise(x, -1, eps), weight, bias)
 
 
-@layer_norm.kernel("numpy", above=LARGE)
+@layer_norm.kernel("numpy", above=SMALL)
 def _(x: Array, weight: Any, bias: Any, eps: float) -> Any:
     return kernels.norm.layer_norm(x, weight, bias, eps=eps)
 

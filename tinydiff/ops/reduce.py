@@ -162,7 +162,7 @@ def _(g: Tensor, out: Tensor, axis: int) -> Tensor:
     return sub(scaled, mul(out, sum(scaled, axis, keepdims=True)))
 
 
-@softmax.kernel("numpy", above=LARGE)
+@softmax.kernel("numpy", above=256)
 def _(x: Array, axis: int) -> Any:
     return kernels.softmax.softmax(x) if axis in (-1, x.ndim - 1) else NotImplemented
 
@@ -185,7 +185,7 @@ def _(g: Tensor, out: Tensor, axis: int) -> Tensor:
     return sub(g, mul(exp(out), sum(g, axis, keepdims=True)))
 
 
-@log_softmax.kernel("numpy", above=LARGE)
+@log_softmax.kernel("numpy", above=256)
 def _(x: Array, axis: int) -> Any:
     return kernels.softmax.log_softmax(x) if axis in (-1, x.ndim - 1) else NotImplemented
 
