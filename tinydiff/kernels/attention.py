@@ -42,9 +42,9 @@ def _product(a, lda, b, ldb, length, initial, c, ldc, rows, columns):  # type: i
             at = (i * ldc + j) * 4
             start = initial + at if initial else 0
             if columns - j <= LANES:
-                _narrow(a + i * lda * 4, lda, 0, b + j * 4, ldb, 1, length, 0, start, ldc, c + at, ldc, columns - j)
+                _narrow(a + i * lda * 4, lda, 0, 0, b + j * 4, ldb, 1, length, 0, start, ldc, c + at, ldc, columns - j)
             else:
-                _wide(a + i * lda * 4, lda, 0, b + j * 4, ldb, 1, length, 0, start, ldc, c + at, ldc, min(WIDTH, columns - j))
+                _wide(a + i * lda * 4, lda, 0, 0, b + j * 4, ldb, 1, length, 0, start, ldc, c + at, ldc, min(WIDTH, columns - j))
 
 
 @njit
@@ -54,9 +54,9 @@ def _product_t(a, lda, b, ldb, length, c, ldc, rows, columns):  # type: ignore[n
         for i in range(0, rows, TILE):
             at = c + (i * ldc + j) * 4
             if columns - j <= LANES:
-                _narrow_t(a + i * 4, lda, 0, b + j * 4, ldb, 1, length, 0, at, ldc, at, ldc, columns - j)
+                _narrow_t(a + i * 4, lda, 0, 0, b + j * 4, ldb, 1, length, 0, at, ldc, at, ldc, columns - j)
             else:
-                _wide_t(a + i * 4, lda, 0, b + j * 4, ldb, 1, length, 0, at, ldc, at, ldc, min(WIDTH, columns - j))
+                _wide_t(a + i * 4, lda, 0, 0, b + j * 4, ldb, 1, length, 0, at, ldc, at, ldc, min(WIDTH, columns - j))
 
 
 @njit
@@ -64,7 +64,7 @@ def _scores(a, lda, panels, size, s, lds, rows, keys):  # type: ignore[no-untype
     """S (rows, keys rounded up to WIDTH) = A (rows, size) · panels of transposed keys."""
     for j in range(0, keys, WIDTH):
         for i in range(0, rows, TILE):
-            _wide(a + i * lda * 4, lda, 0, panels + j * size * 4, WIDTH, 1, size, 0, 0, 0, s + (i * lds + j) * 4, lds, WIDTH)
+            _wide(a + i * lda * 4, lda, 0, 0, panels + j * size * 4, WIDTH, 1, size, 0, 0, 0, s + (i * lds + j) * 4, lds, WIDTH)
 
 
 @njit
