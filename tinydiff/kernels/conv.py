@@ -54,7 +54,7 @@ def algorithm(kernel: Pair, stride: Pair, channels: int, filters: int, pixels: t
         tiles = n * -(-ho // winograd.TILE) * -(-wo // winograd.TILE)
         if n * ho * wo > 4 * (_up(tiles, ROWS) + 40):
             return "winograd_f4"
-    if filters <= 4 and kernel[0] * kernel[1] > 1 and channels >= 16:
+    if filters <= 4 and stride == (1, 1) and kernel[0] * kernel[1] > 1 and channels >= 16:
         return "shift_add"
     return "direct"
 
@@ -125,18 +125,19 @@ def direct_forward(
     )  # fmt: skip
 
 
-def _shift_add(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y: np.ndarray, stride: Pair, first: Pair) -> None:
+def _shift_add(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y: np.ndarray, first: Pair) -> None:
     (n, height, width, c), (kh, kw, _, o), (_, ho, wo, _) = x.shape, w.shape, y.shape
     work, columns = n * ho * wo * kh * kw * c * o, kh * kw * o
-    band = _band(n, ho, stride[0] * width * _up(columns, WIDTH), work)
+    band = _band(n, ho, width * _up(columns, LANES), work)
     threads = threads_for(n * -(-ho // band), work)
-    rows = (band - 1) * stride[0] + kh
-    _keep, (packed, products) = scratch(c * _up(columns, WIDTH), threads * rows * width * _up(columns, WIDTH))
+    plane = (band + kh - 1) * width + 2 * direct.CHUNK
+    buffer = _up((direct.CHUNK + plane) * _up(columns, LANES) + WIDTH + o * _up(wo, LANES), 16)
+    _keep, (packed, buffers) = scratch(c * _up(columns, WIDTH), threads * buffer)
     taps = np.ascontiguousarray(w.transpose(2, 0, 1, 3))
     launch(direct.pack, 1, address(taps), 0, 0, columns, 1, 1, 1, c, columns, packed, 1)
     launch(
         direct.shift_add, threads, address(x), address(bias), 0 if bias is None or bias.ndim == 1 else o, address(residual),
-        address(y), packed, products, n, height, width, c, kh, kw, *stride, *first, ho, wo, o, band, threads,
+        address(y), packed, buffers, buffer, n, height, width, c, kh, kw, *first, ho, wo, o, band, threads,
     )  # fmt: skip
 
 
@@ -217,8 +218,8 @@ def conv2d(
     how = force or algorithm((kh, kw), stride, c, o, (n, *size))
     if how == "winograd_f4":
         _winograd_forward(x, w, bias, residual, y, (top, left))
-    elif how == "shift_add":
-        _shift_add(x, w, bias, residual, y, stride, (top, left))
+    elif how == "shift_add" and stride == (1, 1):
+        _shift_add(x, w, bias, residual, y, (top, left))
     else:
         place = 0, size[0] * size[1] * o, size[1] * o, o
         direct_forward(x, w, bias, residual, y, size, stride, (top, left), place)
@@ -246,7 +247,7 @@ def conv2d_input_grad(
             _winograd_forward(g, turned, None, None, dx, first)
             return dx
         if how == "shift_add":
-            _shift_add(g, turned, None, None, dx, stride, first)
+            _shift_add(g, turned, None, None, dx, first)
             return dx
     if stride[0] > kh or stride[1] > kw:
         dx[...] = 0.0  # pixels that no window covers

@@ -15,7 +15,7 @@ import numpy as np
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import body, unpack
 from tinydiff.kernels.memory import copy, read, write, zero
-from tinydiff.kernels.microkernel import COLUMNS, LANES, REST, ROWS, VECTORS, WIDTH, gemm_tile
+from tinydiff.kernels.microkernel import COLUMNS, LANES, REST, ROWS, VECTORS, WIDTH, accumulate, gemm_tile, transpose
 
 _tile_full = gemm_tile(ROWS, VECTORS)
 _tile_8 = gemm_tile(8, VECTORS)
@@ -25,6 +25,8 @@ _tile_2 = gemm_tile(2, VECTORS)
 _tile_1 = gemm_tile(1, VECTORS)
 _tile_columns = gemm_tile(COLUMNS, VECTORS, transposed=True)
 _tile_rest = gemm_tile(REST, VECTORS, transposed=True)
+_tile_single = gemm_tile(ROWS, 1)
+CHUNK = 8 * ROWS  # pixels that are multiplied and transposed at a time; a multiple of LANES
 TAPS = 9 if COLUMNS >= 8 else COLUMNS  # rows of the tile below: a 3×3 kernel's taps
 _tile_taps = gemm_tile(TAPS, VECTORS, transposed=True, scattered=True)
 SLACK = 16  # floats that whole vectors and tiles may touch past the end of a slab
@@ -37,8 +39,11 @@ def pack_tap(w, s_c, s_o, c, columns, panel):  # type: ignore[no-untyped-def]
         for i in range(c):
             copy(panel + 4 * i * WIDTH, w + 4 * i * s_c, columns)
     else:
-        for first in range(0, c, LANES):  # transposed by blocks that both sides keep in cache
-            for k in range(columns):
+        for first in range(0, c, LANES):
+            whole = columns // LANES * LANES if s_c == 1 and first + LANES <= c else 0
+            for k in range(0, whole, LANES):
+                transpose(w + 4 * (first + k * s_o), s_o, panel + 4 * (first * WIDTH + k), WIDTH)
+            for k in range(whole, columns):
                 for i in range(first, min(c, first + LANES)):
                     write(panel, i * WIDTH + k, read(w, i * s_c + k * s_o))
     if columns < WIDTH:
@@ -154,45 +159,62 @@ def forward(args, thread):  # type: ignore[no-untyped-def]
 
 @body
 def shift_add(args, thread):  # type: ignore[no-untyped-def]
-    """y = conv(x, w) + bias + residual for few filters: x times all taps' weights, then each tap's result shifted into place.
+    """y = conv(x, w) + bias + residual at stride 1, few filters: x times all taps' weights, each tap's result shifted into place.
 
-    Packed weights are (C, KH·KW·O): the taps fill the vector that O alone would leave empty.
+    Packed weights are (C, KH·KW·O): the taps fill the vectors that O alone would leave empty. The products are transposed to
+    planes (KH·KW·O, pixels), for along a row of pixels all of a vector shifts alike.
     """
     (
-        x, bias, bias_step, residual, y, packed, products,
-        n, height, width, c, kh, kw, sh, sw, top, left, ho, wo, o,
+        x, bias, bias_step, residual, y, packed, buffers, buffer,
+        n, height, width, c, kh, kw, top, left, ho, wo, o,
         band, threads,
-    ) = unpack(args, 22)  # fmt: skip
-    panels = (kh * kw * o + WIDTH - 1) // WIDTH
-    stride = panels * WIDTH
+    ) = unpack(args, 21)  # fmt: skip
+    taps = kh * kw * o
+    stride, panels = (taps + LANES - 1) // LANES * LANES, (taps + WIDTH - 1) // WIDTH
+    plane, line = (band + kh - 1) * width + 2 * CHUNK, (wo + LANES - 1) // LANES * LANES
     bands = (ho + band - 1) // band
     items = n * bands
-    z = products + 4 * thread * ((band - 1) * sh + kh) * width * stride
+    products = buffers + 4 * thread * buffer
+    planes = products + 4 * (CHUNK * stride + WIDTH)
+    sums = planes + 4 * stride * plane
     for item in range(thread * items // threads, (thread + 1) * items // threads):
         image, first = item // bands, item % bands * band
         last = min(first + band, ho)
-        begin, end = max(0, first * sh - top), min(height, (last - 1) * sh - top + kh)  # rows of x under the band
+        begin, end = max(0, first - top), min(height, last - 1 - top + kh)  # rows of x under the band
         source = x + 4 * (image * height + begin) * width * c
         run = max(0, end - begin) * width
-        for j in range(panels):
-            b, done = packed + 4 * j * c * WIDTH, 0
-            while done < run:
-                a, product = source + 4 * done * c, z + 4 * (done * stride + j * WIDTH)
-                done += _tile_rows(a, c, 0, b, WIDTH, 1, c, 0, 0, stride, product, stride, WIDTH, run - done)
+        for chunk in range(0, run, CHUNK):
+            for j in range(panels):
+                b, done, left_over = packed + 4 * j * c * WIDTH, chunk, min(run, chunk + CHUNK)
+                single = stride - j * WIDTH == LANES
+                while done < left_over:
+                    a, product = source + 4 * done * c, products + 4 * ((done - chunk) * stride + j * WIDTH)
+                    if single and done + ROWS <= left_over:
+                        _tile_single(a, c, 0, 0, b, WIDTH, 1, c, 0, 0, 0, product, stride, LANES)
+                        done += ROWS
+                    else:
+                        wanted = min(WIDTH, stride - j * WIDTH)
+                        done += _tile_rows(a, c, 0, b, WIDTH, 1, c, 0, 0, stride, product, stride, wanted, left_over - done)
+            for pixel in range(0, min(CHUNK, run - chunk), LANES):
+                for k in range(0, stride, LANES):
+                    transpose(products + 4 * (pixel * stride + k), stride, planes + 4 * (k * plane + chunk + pixel), plane)
         for row in range(first, last):
-            at = ((image * ho + row) * wo) * o
-            for k in range(wo * o):
-                value = read(bias, image * bias_step + k % o) if bias != 0 else np.float32(0)
-                write(y, at + k, value + read(residual, at + k) if residual != 0 else value)
-            for i in range(max(0, begin + top - row * sh), min(kh, end + top - row * sh)):
+            zero(sums, o * line)
+            for i in range(max(0, begin + top - row), min(kh, end + top - row)):
                 for j in range(kw):
-                    start = (left - j + sw - 1) // sw if left > j else 0
-                    stop = min(wo, (width - 1 + left - j) // sw + 1)
-                    base = ((row * sh - top + i - begin) * width + j - left) * stride + (i * kw + j) * o
+                    start, stop = max(0, left - j), min(wo, width + left - j)
+                    base = planes + 4 * ((i * kw + j) * o * plane + (row - top + i - begin) * width + j - left)
                     for k in range(o):
-                        for column in range(start, stop):
-                            to = at + column * o + k
-                            write(y, to, read(y, to) + read(z, base + column * sw * stride + k))
+                        for column in range(start, stop, LANES):
+                            to, add = sums + 4 * (k * line + column), base + 4 * (k * plane + column)
+                            accumulate(to, add, min(LANES, stop - column))
+            at = (image * ho + row) * wo * o
+            for k in range(o):
+                add = read(bias, image * bias_step + k) if bias != 0 else np.float32(0)
+                for column in range(wo):
+                    value = read(sums, k * line + column) + add
+                    to = at + column * o + k
+                    write(y, to, value + read(residual, to) if residual != 0 else value)
 
 
 @body

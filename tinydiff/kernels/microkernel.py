@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import llvmlite.binding
+import numba
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -20,10 +21,10 @@ I16, I32, I64, F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatTyp
 
 def _registers() -> tuple[int, int, int, int]:
     """Floats in a vector, rows of the largest tile, rows of a transposed one and vectors across both, for this processor."""
-    features = llvmlite.binding.get_host_cpu_features()
-    if features.get("avx512f"):
+    features = (numba.config.CPU_FEATURES or llvmlite.binding.get_host_cpu_features().flatten()).split(",")
+    if "+avx512f" in features:
         return 16, 14, 12, 2  # 28 and 24 accumulators of 32 registers
-    if features.get("avx2") or features.get("fma"):
+    if "+avx2" in features or "+fma" in features:
         return 8, 6, 4, 2  # 12 of 16
     return 4, 8, 8, 2  # NEON: 16 of 32, latency 4 on up to 4 pipes
 
@@ -103,6 +104,9 @@ class Emitter:
         store = self.function(f"llvm.masked.store.v{LANES}f32.p0", ir.VoidType(), [VECTOR, where.type, I32, MASK])
         self.builder.call(store, [value, where, ir.Constant(I32, 4), mask])
 
+    def shuffle(self, a: Any, b: Any, lanes: list[int]) -> Any:
+        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, LANES), lanes))
+
     def prefetch(self, pointer: Any) -> None:
         where = self.builder.bitcast(pointer, ir.IntType(8).as_pointer())
         prefetch = self.function("llvm.prefetch.p0", ir.VoidType(), [where.type, I32, I32, I32])
@@ -113,6 +117,43 @@ class Emitter:
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         return self.builder.call(self.function(f"llvm.fma.v{LANES}f32", VECTOR, [VECTOR] * 3), [a, b, c])
+
+
+@intrinsic
+def transpose(typingctx, source, s_stride, target, t_stride):  # type: ignore[no-untyped-def]
+    """Writes the square of LANES × LANES floats at `source` transposed to `target`; strides between rows."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        source, s_stride, target, t_stride = args
+        emit = Emitter(builder)
+        rows = [emit.load(emit.at(emit.pointer(source), emit.times(i, s_stride))) for i in range(LANES)]
+        distance = 1
+        while distance < LANES:  # exchange the off-diagonal quarters of blocks of twice that size
+            upper = [lane if not lane & distance else LANES + lane - distance for lane in range(LANES)]
+            lower = [lane + distance if not lane & distance else LANES + lane for lane in range(LANES)]
+            for i in range(LANES):
+                if not i & distance:
+                    pair = rows[i], rows[i + distance]
+                    rows[i], rows[i + distance] = emit.shuffle(*pair, upper), emit.shuffle(*pair, lower)
+            distance *= 2
+        for i, row in enumerate(rows):
+            emit.store(row, emit.at(emit.pointer(target), emit.times(i, t_stride)))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
+
+
+@intrinsic
+def accumulate(typingctx, target, source, count):  # type: ignore[no-untyped-def]
+    """Adds the first `count` (0 to LANES) floats at `source` to those at `target`."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        emit = Emitter(builder)
+        target, source, mask = emit.pointer(args[0]), emit.pointer(args[1]), emit.mask(emit.bits(args[2]))
+        emit.masked_store(emit.add(emit.masked_load(target, mask), emit.masked_load(source, mask)), target, mask)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), codegen
 
 
 def gemm_tile(rows: int, vectors: int, *, transposed: bool = False, scattered: bool = False) -> Any:
