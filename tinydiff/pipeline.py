@@ -17,7 +17,7 @@ from tinydiff.nn import Module, no_init
 from tinydiff.tensor import as_tensor
 
 SHIPPED = Path(__file__).parent / "models" / "shipped"
-NETWORKS: dict[str, Any] = {"denoiser": models.UNet2DModel, "classifier": models.Classifier}
+NETWORKS: dict[str, Any] = {"denoiser": models.UNet2DModel, "classifier": models.Classifier, "autoencoder": models.AutoencoderKL}
 
 # Samplers that walk in σ/α, or average slopes along it, must begin where there is something to see: at σ/α = 20,000, where the
 # cosine schedule begins, heun in 10 steps gave an FID of 40 in place of the 2 of the others.

@@ -29,12 +29,19 @@ TOLERANCE = 1e-4  # of derivatives against central differences in float64, relat
 def evaluate(
     run: str, n: int, spec: str | None, classifier: str, sampler: str, steps: int, cfg: float, batch_size: int, as_json: bool
 ) -> None:
-    """FID and accuracy of RUN's pictures, beside the floor (real against real); of a classifier, its test accuracy."""
+    """FID and accuracy of RUN's pictures, beside the floor (real against real).
+
+    Of a classifier, its test accuracy; of an autoencoder, PSNR, SSIM and MSE beside PCA's with as many numbers a picture.
+    """
     from tinydiff import evaluate as evaluation
     from tinydiff.pipeline import load_model
+    from tinydiff.reconstruction import evaluate_autoencoder
 
-    if load_model(run)[1]["task"] == "classifier":
+    task = load_model(run)[1]["task"]
+    if task == "classifier":
         result: dict[str, Any] = evaluation.evaluate_classifier(run, n, spec)
+    elif task == "autoencoder":
+        result = evaluate_autoencoder(run, n, spec)
     else:
         judge = evaluation.Judge.load(classifier)
         with progress("drawing") as update:
@@ -50,9 +57,20 @@ def evaluate(
     if as_json:
         print(json.dumps({"run": run} | result))
         return
-    names = {"floor": "floor (FID, real against real)", "accuracy_real": "accuracy on real pictures", "fid": "FID"}
+    names = {
+        "mse_pca": "mse of PCA, as many numbers",
+        "numbers": "numbers a picture",
+        "floor": "floor (FID, real against real)",
+        "accuracy_real": "accuracy on real pictures",
+        "fid": "FID",
+    }
     for name, value in ({"run": run} | result).items():
-        print(f"{names.get(name, name):32}{f'{value:.4f}' if isinstance(value, float) else value}")
+        print(f"{names.get(name, name):32}{_shown(value)}")
+
+
+def _shown(value: Any) -> Any:
+    """Four figures after the point, or four significant ones of what is small."""
+    return value if not isinstance(value, float) else f"{value:.4f}" if abs(value) >= 0.1 else f"{value:.4g}"
 
 
 @click.command()

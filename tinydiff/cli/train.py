@@ -11,6 +11,9 @@ import click
 
 from tinydiff.cli.options import as_json, check_device, device, find, progress
 
+# What the last showing may have measured.
+FIGURES = ("accuracy", "psnr", "ssim", "mse", "dead_channels")
+
 
 class _Setting(click.ParamType):
     """NAME=VALUE, the value as JSON or, failing that, as text."""
@@ -34,7 +37,7 @@ class _Setting(click.ParamType):
 @click.option("--data", help="digits, mnist:DIR, fashion:DIR or folder:DIR.  [default: digits]")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Train about as long.  [default: 10]")
 @click.option("--steps", type=click.IntRange(min=1), help="Train that many steps instead.")
-@click.option("--preset", help="small or base.  [default: small]")
+@click.option("--preset", help="small or base; of an autoencoder, lecture too.  [default: small]")
 @click.option("--seed", type=click.IntRange(min=0), help="Fixes everything random.  [default: 0]")
 @click.option("--size", type=click.IntRange(min=1), help="Size of a folder's pictures.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Pictures a step.")
@@ -43,12 +46,19 @@ class _Setting(click.ParamType):
 @click.option("--schedule", help="How much noise at which time: linear, scaled_linear, cosine or karras.")
 @click.option("--times", help="How times are drawn: uniform, lognormal or logit_normal.")
 @click.option("--min-snr", type=float, help="Turn min-SNR weighting on, with this γ (5 is usual).")
+@click.option(
+    "--factor", type=click.IntRange(min=1), help="How much lower and narrower an autoencoder's latents are.  [default: 4]"
+)
+@click.option("--latent", type=click.IntRange(min=1), help="Channels of an autoencoder's latents.  [default: 4]")
+@click.option(
+    "--kl", type=click.FloatRange(min=0), help="Weight of the KL divergence; 0 is a plain bottleneck.  [default: 0.0001]"
+)
 @click.option("--set", "settings", multiple=True, type=_Setting(), help="Any other setting; model.NAME for the network's.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @device
 @as_json
 def train(task: str, out: Path, minutes: float | None, steps: int | None, preset: str | None, **given: Any) -> None:
-    """Train TASK (denoiser or classifier), into a run folder.
+    """Train TASK (denoiser, classifier or autoencoder), into a run folder.
 
     Ctrl-C saves; the same command with --resume goes on as if it had never stopped.
     """
@@ -95,7 +105,7 @@ def _agree(config: dict[str, Any], options: dict[str, Any], out: Path) -> None:
 
 def describe(out: Path, result: dict[str, Any]) -> str:
     """One line about a finished training."""
-    figures = ", ".join(f"{name} {result[name]:.4f}" for name in ("loss", "accuracy") if name in result)
+    figures = ", ".join(f"{name} {result[name]:.4f}" for name in ("loss", *FIGURES) if name in result)
     return f"{out}: {result['steps']} steps in {result['seconds']:.0f} s, {figures}, weights {result['weights']}"
 
 
@@ -126,6 +136,6 @@ def train_with_progress(run: Any, again: str, task: Any = None) -> dict[str, Any
         "steps": trainer.total,
         "seconds": round(trainer.seconds, 3),
         "loss": sum(tail) / len(tail),
-        **({"accuracy": last["accuracy"]} if "accuracy" in last else {}),
+        **{name: last[name] for name in FIGURES if name in last},
         "weights": weights_hash(model),
     }

@@ -28,12 +28,18 @@ class Classifier(Model):
         self.norm_plain = ModuleList(GroupNorm(norm_num_groups, b, activation="silu") for b in widths)
         self.head = Linear(widths[-1], num_classes)
 
-    def features(self, x: Tensor) -> Tensor:
-        """(N, H, W, in_channels) to (N, widths[-1]): what the last layer decides by."""
+    def feature_maps(self, x: Tensor) -> list[Tensor]:
+        """(N, H, W, in_channels) to what is seen at each resolution: (N, H/2, W/2, widths[0]), (N, H/4, …), …"""
+        maps = []
         for down, norm_down, plain, norm_plain in zip(self.down, self.norm_down, self.plain, self.norm_plain):
             x = norm_down(down(x))
             x = norm_plain(plain(x))
-        return ops.mean(x, axis=(1, 2))
+            maps.append(x)
+        return maps
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, H, W, in_channels) to (N, widths[-1]): what the last layer decides by."""
+        return ops.mean(self.feature_maps(x)[-1], axis=(1, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, in_channels), pixels in [-1, 1], to logits (N, num_classes)."""
