@@ -1,10 +1,11 @@
 """Scaled-dot-product attention, forward and backward, without ever storing the L×S matrix (Dao et al. 2022, for a CPU's caches).
 
-A thread takes BLOCK queries at a time: their scores against all keys (BLOCK × S floats) stay in its second-level cache from
-the first product to the last. Unlike on a GPU there is room for whole rows, so softmax needs no running rescale. The backward
-computes the scores again from the saved log-sum-exp. All five products run in the register tiles of `microkernel`, on keys
-and values repacked once per head: transposed panels of WIDTH keys where the sum runs over the head's size, plain padded rows
-where it runs over keys. Bound by FMA for heads of 64, by exp for heads of 16.
+A thread takes BLOCK queries at a time: their scores against all keys (BLOCK × S floats) stay in its second-level cache from the
+first product to the last. Unlike on a GPU there is room for whole rows, so softmax needs no running rescale. The backward
+computes the scores again from the saved log-sum-exp. All five products run in the register tiles of `microkernel`, on keys and
+values repacked once per head: transposed panels of WIDTH keys where the sum runs over the head's size, plain padded rows where
+it runs over keys. The forward takes queries and values as they lie where no tile would read past their ends. Bound by FMA for
+heads of 64, by exp for heads of 16.
 
 Inputs may be strided views, such as (N, L, heads, D) with the middle axes exchanged; results are laid out like them.
 """
@@ -15,13 +16,16 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from tinydiff.kernels.arrays import Kernel, load, number, store
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import unpack
 from tinydiff.kernels.mathfun import exp_within, log
 from tinydiff.kernels.memory import address, read, scratch, write, zero
-from tinydiff.kernels.microkernel import LANES, ROWS, WIDTH, gemm_tile
+from tinydiff.kernels.microkernel import LANES, ROWS, VECTOR, WIDTH, Emitter, gemm_tile
 from tinydiff.kernels.softmax import greatest
 
 TILE = min(ROWS, 8)  # rows of a register tile
@@ -67,17 +71,54 @@ def _scores(a, lda, panels, size, s, lds, rows, keys):  # type: ignore[no-untype
             _wide(a + i * lda * 4, lda, 0, 0, panels + j * size * 4, WIDTH, 1, size, 0, 0, 0, s + (i * lds + j) * 4, lds, WIDTH)
 
 
+@intrinsic
+def _transpose(typingctx, source, step, target, scale):  # type: ignore[no-untyped-def]
+    """LANES rows of LANES floats, `step` apart, times `scale`, to columns of rows WIDTH apart.
+
+    In registers: blocks off the diagonal change places, then those within each block, and so on.
+    """
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        emit = Emitter(builder)
+        source, target = emit.pointer(args[0]), emit.pointer(args[2])
+        rows = [emit.load(emit.at(source, emit.times(i, args[1]))) for i in range(LANES)]
+
+        def pick(a: Any, b: Any, lanes: list[int]) -> Any:
+            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), LANES), lanes))
+
+        half = LANES // 2
+        while half:
+            for i in [i for i in range(LANES) if not i & half]:
+                a, b = rows[i], rows[i + half]
+                rows[i] = pick(a, b, [LANES + lane - half if lane & half else lane for lane in range(LANES)])
+                rows[i + half] = pick(a, b, [LANES + lane if lane & half else lane + half for lane in range(LANES)])
+            half //= 2
+        lane = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), args[3], ir.Constant(ir.IntType(32), 0))
+        factor = pick(lane, lane, [0] * LANES)
+        for i, row in enumerate(rows):
+            emit.store(builder.fmul(row, factor), emit.at(target, i * WIDTH))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.float32), codegen
+
+
 @njit
-def _pack_panels(x, step, count, size, panels):  # type: ignore[no-untyped-def]
-    """Rows of `size` floats, `step` apart, to panels (size, WIDTH), the last one padded with zeros."""
+def _pack_panels(x, step, count, size, panels, scale):  # type: ignore[no-untyped-def]
+    """Rows of `size` floats, `step` apart, times `scale`, to panels (size, WIDTH), the last one padded with zeros."""
     for j in range(0, count, WIDTH):
-        panel = panels + j * size * 4
-        width = min(WIDTH, count - j)
+        panel, width = panels + j * size * 4, min(WIDTH, count - j)
         if width < WIDTH:
             zero(panel, size * WIDTH)
-        for d in range(size):
-            for i in range(width):
-                store(panel, d * WIDTH + i, load(x, (j + i) * step + d))
+        whole = size // LANES * LANES  # of each row, and of the panel's columns, by `_transpose`; the rest one by one
+        for i in range(0, width, LANES):
+            done = 0
+            if width - i >= LANES:
+                done = whole
+                for d in range(0, whole, LANES):
+                    _transpose(x + ((j + i) * step + d) * 4, step, panel + (d * WIDTH + i) * 4, scale)
+            for d in range(done, size):
+                for k in range(i, min(i + LANES, width)):
+                    store(panel, d * WIDTH + k, load(x, (j + k) * step + d) * scale)
 
 
 @njit
@@ -123,21 +164,28 @@ def _forward(args, thread):  # type: ignore[no-untyped-def]
     queries = values + tall * wide * 4
     s = queries + BLOCK * padded * 4
     result = s + BLOCK * lds * 4
+    sums = result + BLOCK * wide * 4
+    tops = sums + BLOCK * 4
     blocks, items = (length + BLOCK - 1) // BLOCK, samples * heads
     start, stop, first_block, last_block = items * thread // threads, items * (thread + 1) // threads, 0, blocks
     if split:  # few heads: each thread takes a part of every head's queries
         start, stop, first_block, last_block = 0, items, blocks * thread // threads, blocks * (thread + 1) // threads
     for item in range(start, stop):
         n, h = item // heads, item % heads
-        _pack_panels(k + (n * k_n + h * k_h) * 4, k_l, keys, size, panels)
-        _pack_rows(v + (n * v_n + h * v_h) * 4, v_l, keys, width, values, wide, tall, _f(1))
+        _pack_panels(k + (n * k_n + h * k_h) * 4, k_l, keys, size, panels, number(scale))
+        v_here, v_step = v + (n * v_n + h * v_h) * 4, v_l
+        if width != wide:
+            _pack_rows(v_here, v_l, keys, width, values, wide, tall, _f(1))
+            v_here, v_step = values, wide
         for block in range(first_block, last_block):
             first = block * BLOCK
             count = min(BLOCK, length - first)
             rows, seen = _up(count, TILE), min(keys, first + count) if causal else keys
-            query = q + (n * q_n + h * q_h + first * q_l) * 4
-            _pack_rows(query, q_l, count, size, queries, padded, rows, number(scale))
-            _scores(queries, padded, panels, size, s, lds, rows, seen)
+            query, step = q + (n * q_n + h * q_h + first * q_l) * 4, q_l
+            if rows != count:
+                _pack_rows(query, q_l, count, size, queries, padded, rows, _f(1))
+                query, step = queries, padded
+            _scores(query, step, panels, size, s, lds, rows, seen)
             for i in range(count):
                 at, limit = i * lds, min(keys, first + i + 1) if causal else keys
                 if bias:
@@ -149,12 +197,17 @@ def _forward(args, thread):  # type: ignore[no-untyped-def]
                     total += e
                     write(s, at + j, e)
                 zero(s + (at + limit) * 4, seen - limit)
+                write(tops, i, base)
+                write(sums, i, total)
+            there = lse + (item * length + first) * 4
+            for i in range(count):  # apart from the loop above, so that these logarithms and quotients vectorise
                 # With nothing to attend, sum and result are 0; any finite log-sum-exp then gives the backward weights of 0.
-                write(lse, item * length + first + i, base + log(total) if total != _f(0) else _f(0))
-                write(result, BLOCK * wide + i, _f(1) / total if total != _f(0) else _f(0))
-            _product(s, lds, values, wide, seen, 0, result, wide, rows, width)
+                total = read(sums, i)
+                store(there, i, load(tops, i) + log(total) if total != _f(0) else _f(0))
+                store(sums, i, _f(1) / total if total != _f(0) else _f(0))
+            _product(s, lds, v_here, v_step, seen, 0, result, wide, rows, width)
             for i in range(count):
-                target, factor = out + (n * o_n + h * o_h + (first + i) * o_l) * 4, read(result, BLOCK * wide + i)
+                target, factor = out + (n * o_n + h * o_h + (first + i) * o_l) * 4, read(sums, i)
                 for d in range(width):
                     store(target, d, load(result, i * wide + d) * factor)
 
@@ -185,8 +238,8 @@ def _backward(args, thread):  # type: ignore[no-untyped-def]
         start, stop, first_block, last_block = 0, items, blocks * thread // threads, blocks * (thread + 1) // threads
     for item in range(start, stop):
         n, h = item // heads, item % heads
-        _pack_panels(k + (n * k_n + h * k_h) * 4, k_l, keys, size, key_panels)
-        _pack_panels(v + (n * v_n + h * v_h) * 4, v_l, keys, width, value_panels)
+        _pack_panels(k + (n * k_n + h * k_h) * 4, k_l, keys, size, key_panels, _f(1))
+        _pack_panels(v + (n * v_n + h * v_h) * 4, v_l, keys, width, value_panels, _f(1))
         _pack_rows(k + (n * k_n + h * k_h) * 4, k_l, keys, size, key_rows, padded, tall, _f(1))
         zero(to_keys, tall * padded)
         zero(to_values, tall * wide)
@@ -269,7 +322,7 @@ def scaled_dot_product_attention(
     keep, bias = _bias(mask, (n, heads, length, keys))
     threads, split = _threads(q, keys)
     padded, wide, tall = _up_to(size, LANES), _up_to(width, LANES), _up_to(keys, WIDTH)
-    room = tall * (size + wide) + BLOCK * (padded + tall + LANES + wide + 1) + LANES
+    room = tall * (size + wide) + BLOCK * (padded + tall + LANES + wide + 2) + LANES
     _memory, (work,) = scratch(threads * room)
     _forward(
         threads, *_place(q), *_place(k), *_place(v), *_place(out), lse, *bias, work, room,
