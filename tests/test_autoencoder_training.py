@@ -206,7 +206,18 @@ def test_a_dead_channel_is_found() -> None:
     assert measure_latents(model, pictures, sampled=False)["dead"] == [2]
     # The noise of the Gaussian spreads a channel that carries nothing.
     assert measure_latents(model, pictures, sampled=True)["dead"] == [2]
-    assert measure_latents(model, pictures, sampled=True)["std"][2] > 0.5
+    found = measure_latents(model, pictures, sampled=True)
+    z = model.encode(td.tensor(images.from_uint8(pictures))).sample(np.random.default_rng(0)).numpy()
+    np.testing.assert_allclose(found["std"], z.std((0, 1, 2)), rtol=0.02)
+    assert found["scaling_factor"] == pytest.approx(1 / z.std(), rel=0.02)
+    assert found["std"][2] > 0.5
+
+
+def test_a_dead_channel_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinydiff.reconstruction.DEAD", 0.999)
+    arguments = ["train", "autoencoder", "--steps", "1", "--batch-size", "2", "--set", "width=8", "--out", str(tmp_path / "a")]
+    done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert "warning: 3 channels of the latents carry nothing; train longer" in done.stderr
 
 
 def test_side_by_side() -> None:

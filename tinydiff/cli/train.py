@@ -12,7 +12,9 @@ import click
 from tinydiff.cli.options import as_json, check_device, device, find, progress
 
 # What the last showing may have measured.
-FIGURES = ("accuracy", "psnr", "ssim", "mse", "dead_channels")
+FIGURES = ("accuracy", "psnr", "ssim", "mse")
+
+REVIVE = "train longer, with a smaller --kl, or be content with fewer (--latent)"
 
 
 class _Setting(click.ParamType):
@@ -90,6 +92,8 @@ def train(task: str, out: Path, minutes: float | None, steps: int | None, preset
             print(f"tinydiff: {note}", file=sys.stderr)
         run = Run.create(out, config)
     result = train_with_progress(run, f"tinydiff train {task} --out {out} --resume", made)
+    if result.get("dead_channels"):
+        print(f"tinydiff: warning: {result['dead_channels']} channels of the latents carry nothing; {REVIVE}", file=sys.stderr)
     print(json.dumps(result) if json_wanted else describe(out, result))
 
 
@@ -136,6 +140,6 @@ def train_with_progress(run: Any, again: str, task: Any = None) -> dict[str, Any
         "steps": trainer.total,
         "seconds": round(trainer.seconds, 3),
         "loss": sum(tail) / len(tail),
-        **{name: last[name] for name in FIGURES if name in last},
+        **{name: last[name] for name in (*FIGURES, "dead_channels") if name in last},
         "weights": weights_hash(model),
     }
