@@ -27,7 +27,7 @@ from benchmarks.harness import Bench, Case, Row, Side, difference
 
 Forward = Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]
 USERS: dict[str, Forward] = {}
-FORCED = ("direct", "shift_add", "winograd_f4")  # what `force=` of our kernel takes
+FORCED = ("direct", "shift_add", "winograd_f2", "winograd_f4")  # what `force=` of our kernel takes
 DIRECTIONS = ("forward", "input gradient", "weight gradient")
 
 

@@ -171,21 +171,53 @@ def test_products_that_blas_does_better_are_left_to_it():
     assert gemm.matmul(np.ones((512, 64), np.float32), b).shape == (512, 64)
 
 
-@settings(max_examples=100, deadline=None)
+@pytest.mark.parametrize("force, factor", [("winograd_f4", WINOGRAD), ("winograd_f2", 1)])
+@settings(max_examples=60, deadline=None)
 @given(cases(kernel=(3, 3), stride=(1, 1)))
-def test_winograd(case):
-    """Each direction against its own oracle, at ten times the error of a plain sum."""
+def test_winograd(force, factor, case):
+    """Each direction against its own oracle: 4×4 tiles at ten times the error of a plain sum, 2×2 tiles at its own."""
     stride, padding = case[-3:-1]
     x, w, g = arrays(case)
     x64, w64, g64 = (a.astype(float) for a in (x, w, g))
-    options = {"stride": stride, "padding": padding, "force": "winograd_f4"}
-    close(
-        conv.conv2d(x, w, g[0, 0, 0], g, **options), naive_conv2d(x64, w64, stride, padding) + g + g[0, 0, 0], w[..., 0].size, 10
-    )
+    options = {"stride": stride, "padding": padding, "force": force}
+    y = conv.conv2d(x, w, g[0, 0, 0], g, **options)
+    close(y, naive_conv2d(x64, w64, stride, padding) + g + g[0, 0, 0], w[..., 0].size, factor)
     dx = conv.conv2d_input_grad(g, w, input_size=x.shape[1:3], **options)
-    close(dx, naive_input_grad(g64, w64, x.shape[1:3], stride, padding), w[:, :, 0].size, WINOGRAD)
+    close(dx, naive_input_grad(g64, w64, x.shape[1:3], stride, padding), w[:, :, 0].size, factor)
     dw = conv.conv2d_weight_grad(x, g, kernel_size=(3, 3), **options)
-    close(dw, naive_weight_grad(x64, g64, (3, 3), stride, padding), g[..., 0].size, WINOGRAD)
+    close(dw, naive_weight_grad(x64, g64, (3, 3), stride, padding), g[..., 0].size, factor)
+
+
+@pytest.mark.parametrize("force", sorted(conv.ROUNDING))
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 3),
+    size=st.tuples(st.integers(6, 20), st.integers(6, 20)),
+    channels=st.sampled_from([8, 20, 64, 130]),
+    filters=st.sampled_from([8, 20, 64]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_documented_rounding_error(force, n, size, channels, filters, seed):
+    """The root mean square error against float64 keeps the documented bound in all three directions."""
+    ones = (1, 1), (1, 1)
+    x, w, g = arrays((n, *size, channels, 3, 3, filters, (1, 1), ones, seed))
+    x64, w64, g64 = (a.astype(float) for a in (x, w, g))
+    options = {"stride": (1, 1), "padding": ones, "force": force}
+    for found, expected, terms in [
+        (conv.conv2d(x, w, **options), naive_conv2d(x64, w64, (1, 1), ones), 9 * channels),
+        (
+            conv.conv2d_input_grad(g, w, input_size=size, **options),
+            naive_input_grad(g64, w64, size, (1, 1), ones),
+            9 * filters,
+        ),
+        (
+            conv.conv2d_weight_grad(x, g, kernel_size=(3, 3), **options),
+            naive_weight_grad(x64, g64, (3, 3), (1, 1), ones),
+            g[..., 0].size,
+        ),
+    ]:
+        error = np.sqrt(np.mean((found - expected) ** 2)) / expected.std()
+        assert error < conv.ROUNDING[force] * np.sqrt(terms)
 
 
 @settings(max_examples=150, deadline=None)
@@ -205,7 +237,7 @@ def test_every_algorithm_takes_every_shape(case, force):
     close(dw, naive_weight_grad(x64, g64, w.shape[:2], stride, padding), g[..., 0].size)
 
 
-@pytest.mark.parametrize("force", ["direct", "shift_add", "winograd_f4"])
+@pytest.mark.parametrize("force", ["direct", "shift_add", "winograd_f4", "winograd_f2"])
 @settings(max_examples=40, deadline=None)
 @given(cases(kernel=(3, 3), stride=(1, 1)))
 def test_the_three_directions_are_adjoint(force, case):
@@ -221,24 +253,34 @@ def test_the_three_directions_are_adjoint(force, case):
     assert abs((g * forward).sum() - (w * by_w).sum()) < 1e-4 * scale
 
 
-def test_algorithm_follows_the_shape():
-    assert conv.algorithm((3, 3), (1, 1), 64, 64, (64, 14, 14)) == "winograd_f4"
-    assert conv.algorithm((3, 3), (2, 2), 64, 64, (64, 14, 14)) == "direct"
-    assert conv.algorithm((3, 3), (1, 1), 64, 64, (1, 4, 4)) == "direct"  # too few pixels for the weights' transform
-    assert conv.algorithm((3, 3), (1, 1), 1, 64, (64, 28, 28)) == "direct"
-    assert conv.algorithm((3, 3), (1, 1), 64, 1, (64, 28, 28)) == "shift_add"
-    assert conv.algorithm((1, 1), (1, 1), 64, 64, (64, 28, 28)) == "direct"
+@pytest.mark.parametrize(
+    "kernel, stride, channels, filters, pixels, expected",
+    [
+        (3, 1, 32, 32, (64, 28, 28), "winograd_f4"),
+        (3, 1, 256, 256, (64, 7, 7), "winograd_f4"),
+        (3, 1, 320, 320, (1, 64, 64), "winograd_f4"),
+        (3, 1, 128, 128, (1, 16, 16), "winograd_f2"),  # 16 tiles of 4×4 are few beside the transform of the weights
+        (3, 1, 64, 64, (1, 4, 4), "direct"),  # too few pixels for any transform of the weights
+        (3, 1, 1, 64, (64, 28, 28), "direct"),
+        (3, 1, 64, 1, (64, 28, 28), "shift_add"),
+        (3, 2, 64, 64, (64, 14, 14), "direct"),
+        (5, 1, 64, 64, (64, 14, 14), "direct"),
+        (1, 1, 64, 2, (64, 28, 28), "direct"),
+    ],
+)
+def test_algorithm_follows_the_shape(kernel, stride, channels, filters, pixels, expected):
+    assert conv.algorithm((kernel, kernel), (stride, stride), channels, filters, pixels) == expected
 
 
-def test_precise_keeps_away_from_winograd(monkeypatch):
+def test_precise_keeps_away_from_4x4_tiles(monkeypatch):
     rng = np.random.default_rng(0)
     x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 28, 28, 64), (3, 3, 64, 64)))
-    ordinary, direct = conv.conv2d(x, w), conv.conv2d(x, w, force="direct")
+    ordinary, forced = conv.conv2d(x, w), conv.conv2d(x, w, force="winograd_f2")
     monkeypatch.setattr(conv, "precise", True)
-    assert np.array_equal(conv.conv2d(x, w), direct) and not np.array_equal(ordinary, direct)
+    assert np.array_equal(conv.conv2d(x, w), forced) and not np.array_equal(ordinary, forced)
 
 
-@pytest.mark.parametrize("force", ["direct", "shift_add", "winograd_f4"])
+@pytest.mark.parametrize("force", ["direct", "shift_add", "winograd_f4", "winograd_f2"])
 def test_same_bits_every_time(force):
     rng = np.random.default_rng(0)
     x, g = (rng.standard_normal((16, 20, 20, 24)).astype(np.float32) for _ in range(2))

@@ -3,10 +3,11 @@
 `algorithm` is the rule and names its choice; each function takes `force=` to override it (benchmarks do).
 
 Error against float64, over the results' standard deviation, 3×3 with 16 / 64 / 320 channels of unit-variance numbers
-(root mean square, and the largest of the 2·16²·C):
+(root mean square, and the largest of the 2·16²·C). `ROUNDING` says it for any number of products summed.
 
     direct            2e-7  4e-7  9e-7     2e-6  4e-6  1e-5
     shift_add         9e-8  2e-7  3e-7     5e-7  1e-6  2e-6
+    winograd_f2       2e-7  3e-7  6e-7     1e-6  2e-6  3e-6
     winograd_f4       1e-6  2e-6  4e-6     2e-5  3e-5  7e-5
 """
 
@@ -26,13 +27,18 @@ from tinydiff.kernels.microkernel import LANES, REST, ROWS, WIDTH
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
+ROUNDING = {"direct": 3e-8, "shift_add": 3e-8, "winograd_f2": 3e-8, "winograd_f4": 1.5e-7}
+"""Root mean square error of a result over its standard deviation, at most, per root of the number of products summed."""
+
 precise = False
 """Set True to keep away from Winograd's 4×4 tiles: four times the rounding error of a plain sum, in the worst place ten times."""
 
 SLAB = 64 * 1024  # floats: the input under a band of rows, together with what it is multiplied with, stays in L2
 PIXELS = 192  # that the weight gradient multiplies over at a time: a panel of the gradient stays in L1
-UNPACKED = 200  # pixels (rows of a product) up to which weights aren't packed
+UNPACKED = 10_000_000  # multiplications up to which weights aren't packed
 BLOCK = 256 * ROWS  # Winograd: tiles × channels that a thread takes at a time, for the same reason
+TILES = {"winograd_f4": 4, "winograd_f2": 2}  # outputs of a tile along each axis
+TRANSFORM, WEIGHTS = 20, 35  # see `algorithm`
 SMALL = 500_000  # multiplications under which a second thread costs more than it brings
 
 
@@ -41,22 +47,28 @@ def _up(size: int, multiple: int) -> int:
 
 
 def algorithm(kernel: Pair, stride: Pair, channels: int, filters: int, pixels: tuple[int, int, int]) -> str:
-    """The algorithm for a convolution: "winograd_f4", "shift_add" or "direct".
+    """The algorithm for a convolution: "winograd_f4", "winograd_f2", "shift_add" or "direct".
 
     `pixels` are the output's (N, Ho, Wo). For the input gradient, swap channels and filters and give the input's pixels.
 
-    Fitted to measurements on AVX-512, one thread. Winograd wins from 8 channels and filters on, if there are pixels enough to
-    outweigh its transform of the weights (about the work of 40 tiles) and the rounding of tiles up to ROWS; it does 36
-    multiplications a tile against 9 a pixel. Up to 4 filters leave most of a vector empty, so their taps share one.
+    Up to 4 filters leave most of a vector empty, so their taps share one. Else the cheapest by a count of multiplications, fitted
+    to measurements on AVX-512, one thread (within a quarter from 8 to 256 channels and 1 to 64 pictures). Winograd's transforms
+    cost as much as TRANSFORM multiplications with each channel and filter, those of the weights as much as WEIGHTS more tiles;
+    filters are rounded up to a panel, tiles to ROWS. So 4×4 tiles get all but small maps, and 2×2 some of these.
     """
     n, ho, wo = pixels
-    if kernel == (3, 3) and stride == (1, 1) and min(channels, filters) >= 8 and not precise:
-        tiles = n * -(-ho // winograd.TILE) * -(-wo // winograd.TILE)
-        if n * ho * wo > 4 * (_up(tiles, ROWS) + 40):
-            return "winograd_f4"
-    if filters <= 4 and stride == (1, 1) and kernel[0] * kernel[1] > 1 and channels >= 16:
+    if filters <= 4 and channels >= 16 and stride == (1, 1) and kernel != (1, 1):
         return "shift_add"
-    return "direct"
+    if kernel != (3, 3) or stride != (1, 1):
+        return "direct"
+    products = channels * _up(filters, WIDTH)
+    costs = {"direct": 9 * n * ho * wo * products}
+    for name, tile in TILES.items():
+        tiles = _up(n * -(-ho // tile) * -(-wo // tile), ROWS) + WEIGHTS
+        costs[name] = (tile + 2) ** 2 * tiles * (products + TRANSFORM * (_up(channels, LANES) + _up(filters, LANES)))
+    if precise:
+        del costs["winograd_f4"]
+    return min(costs, key=lambda name: costs[name])
 
 
 def threads_for(items: int, work: int) -> int:
@@ -109,8 +121,8 @@ def direct_forward(
     band = _band(n, size[0], stride[0] * ((size[1] - 1) * stride[1] + kw) * c, work)
     threads = threads_for(n * -(-size[0] // band), work)
     slab = ((band - 1) * stride[0] + kh) * ((size[1] - 1) * stride[1] + kw) * c + direct.SLACK
-    # Where few pixels use the weights, panels are taken from where they lie, and no time is spent on packing.
-    packs = o % WIDTH > 0 or n * size[0] * size[1] > UNPACKED or not w.flags.c_contiguous
+    # Where little is done with the weights, panels are taken from where they lie, and no time is spent on packing.
+    packs = o % WIDTH > 0 or work > UNPACKED or not w.flags.c_contiguous
     panel, ldb = (taps * WIDTH, WIDTH) if packs else (WIDTH, o)
     _keep, (packed, slabs) = scratch(taps * _up(o, WIDTH) * packs, threads * slab)
     if packs:
@@ -163,38 +175,38 @@ def direct_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, stride: Pai
     direct.reduce_sums(sums, threads, segments, length, _up(length, unit), o, address(dw))
 
 
-def _winograd_plan(n: int, size: Pair, c: int, o: int) -> tuple[int, int, list[int]]:
+def _winograd_plan(n: int, size: Pair, c: int, o: int, tile: int) -> tuple[int, int, list[int]]:
     """Threads, tiles at a time, and the sizes of both transforms' scratch."""
-    tiles = n * -(-size[0] // winograd.TILE) * -(-size[1] // winograd.TILE)
+    tiles = n * -(-size[0] // tile) * -(-size[1] // tile)
     threads = threads_for(-(-tiles // ROWS), n * size[0] * size[1] * 9 * c * o)
     share = -(-tiles // threads)
     least = 4 * ROWS if c * o > 1 << 16 else ROWS  # weights beyond L2 are read again for each block, which had better be large
     blocks = -(-share // max(least, BLOCK // (c + o)))
     block = _up(-(-share // blocks), ROWS)
-    return threads, block, [threads * winograd.POINTS**2 * (block * width + LANES) for width in (_up(c, LANES), _up(o, WIDTH))]
+    return threads, block, [threads * (tile + 2) ** 2 * (block * width + LANES) for width in (_up(c, LANES), _up(o, WIDTH))]
 
 
-def _winograd_forward(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y: np.ndarray, first: Pair) -> None:
+def _winograd_forward(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y: np.ndarray, first: Pair, tile: int) -> None:
     (n, height, width, c), (_, *size, o) = x.shape, y.shape
-    threads, block, sizes = _winograd_plan(n, (size[0], size[1]), c, o)
-    _keep, (packed, u, v, m) = scratch(9 * c * _up(o, WIDTH), winograd.POINTS**2 * c * _up(o, WIDTH), *sizes)
+    threads, block, sizes = _winograd_plan(n, (size[0], size[1]), c, o, tile)
+    _keep, (packed, u, v, m) = scratch(9 * c * _up(o, WIDTH), (tile + 2) ** 2 * c * _up(o, WIDTH), *sizes)
     steps = [step // 4 for step in w.strides]
-    launch(winograd.transform_weights, threads, address(w), *steps, c, o, packed, u, threads)
+    launch(winograd.transform_weights, threads, address(w), *steps, c, o, packed, u, tile, threads)
     launch(
         winograd.forward, threads, address(x), address(bias), 0 if bias is None or bias.ndim == 1 else o, address(residual),
-        address(y), u, v, m, n, height, width, c, *first, *size, o, block, threads,
+        address(y), u, v, m, n, height, width, c, *first, *size, o, block, tile, threads,
     )  # fmt: skip
 
 
-def _winograd_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, first: Pair) -> None:
+def _winograd_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, first: Pair, tile: int) -> None:
     (n, height, width, c), (_, ho, wo, o) = x.shape, g.shape
-    threads, block, sizes = _winograd_plan(n, (ho, wo), c, o)
-    _keep, (sums, v, d) = scratch(threads * winograd.POINTS**2 * _up(c, REST) * _up(o, WIDTH), *sizes)
+    threads, block, sizes = _winograd_plan(n, (ho, wo), c, o, tile)
+    _keep, (sums, v, d) = scratch(threads * (tile + 2) ** 2 * _up(c, REST) * _up(o, WIDTH), *sizes)
     launch(
         winograd.weight_grad, threads, address(x), address(g), sums, v, d,
-        n, height, width, c, *first, ho, wo, o, block, threads,
+        n, height, width, c, *first, ho, wo, o, block, tile, threads,
     )  # fmt: skip
-    launch(winograd.transform_sums, threads, sums, address(dw), c, o, threads, threads)
+    launch(winograd.transform_sums, threads, sums, address(dw), c, o, threads, tile, threads)
 
 
 def conv2d(
@@ -216,8 +228,8 @@ def conv2d(
     size = (height + top + bottom - kh) // stride[0] + 1, (width + left + right - kw) // stride[1] + 1
     y = np.empty((n, *size, o), np.float32)
     how = force or algorithm((kh, kw), stride, c, o, (n, *size))
-    if how == "winograd_f4":
-        _winograd_forward(x, w, bias, residual, y, (top, left))
+    if how in TILES:
+        _winograd_forward(x, w, bias, residual, y, (top, left), TILES[how])
     elif how == "shift_add" and stride == (1, 1):
         _shift_add(x, w, bias, residual, y, (top, left))
     else:
@@ -243,8 +255,8 @@ def conv2d_input_grad(
     how = force or algorithm((kh, kw), stride, o, c, (n, height, width))
     if stride == (1, 1) and how != "direct":
         turned, first = w[::-1, ::-1].transpose(0, 1, 3, 2), (kh - 1 - top, kw - 1 - left)
-        if how == "winograd_f4":
-            _winograd_forward(g, turned, None, None, dx, first)
+        if how in TILES:
+            _winograd_forward(g, turned, None, None, dx, first, TILES[how])
             return dx
         if how == "shift_add":
             _shift_add(g, turned, None, None, dx, first)
@@ -275,8 +287,8 @@ def conv2d_weight_grad(
     first = padding[0][0], padding[1][0]
     dw = np.empty((*kernel_size, x.shape[3], g.shape[3]), np.float32)
     how = force or algorithm(kernel_size, stride, x.shape[3], g.shape[3], g.shape[:3])
-    if how == "winograd_f4":
-        _winograd_weight_grad(x, g, dw, first)
+    if how in TILES:
+        _winograd_weight_grad(x, g, dw, first, TILES[how])
     elif how == "shift_add" and stride == (1, 1):
         # Few filters: g and x change places, for Σ x[p + k]·g[p] is also Σ g[q - k]·x[q], and then g's windows are gathered.
         turned = np.empty((*kernel_size, g.shape[3], x.shape[3]), np.float32)

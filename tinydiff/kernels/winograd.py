@@ -1,10 +1,11 @@
-"""3×3 stride-1 convolution by Winograd's minimal filtering: a quarter of the multiplications (4×4 outputs a tile), at some error.
+"""3×3 stride-1 convolution by Winograd's minimal filtering: F(4×4, 3×3), with a quarter of the multiplications at some error,
+and F(2×2, 3×3), with four ninths of them at hardly any.
 
-The transforms B, G and A turn a tile's convolution into 36 products point by point, so over all tiles, channels and filters it is
-36 matrix products (Lavin & Gray 2016; the matrices are Cook-Toom's). A thread transforms a block of tiles into V (36, tiles, C),
-multiplies with the transformed weights U into M (36, tiles, O), and transforms M into pixels, bias and residual added; V and M
-stay in its L2 cache. The weight gradient is the same with 3×3 outputs and the gradient's 4×4 tiles as filters, V and that
-transform multiplied over the tiles. Bound by FMA for many channels, by the transforms for few.
+The transforms B, G and A turn a tile's convolution into points² products, points = tile + 2, so over all tiles, channels and
+filters it is that many matrix products (Lavin & Gray 2016; the matrices are Cook-Toom's). A thread transforms a block of tiles
+into V (points², tiles, C), multiplies with the transformed weights U into M (points², tiles, O), and transforms M into pixels,
+bias and residual added; V and M stay in its L2 cache. The weight gradient is the same with 3×3 outputs and the gradient's tiles
+as filters, V and that transform multiplied over the tiles. Bound by FMA for many channels, by the transforms for few.
 """
 
 from __future__ import annotations
@@ -164,15 +165,20 @@ def transform(matrix: Matrix, *, edges: bool = False, final: bool = False) -> An
     return run
 
 
-POINTS = 6  # of the 4×4 form, along each axis
-TILE = 4
-_A, _G, _B = cook_toom(TILE, 3, [0, 1, -1, 2, -2])
-_A_GRAD, _G_GRAD, _ = cook_toom(3, TILE, [0, 1, -1, 2, -2])
-_image, _image_edge = transform(_B), transform(_B, edges=True)
-_weights = transform(_G)
-_pixels = transform(_A, final=True)
-_gradient = transform(_G_GRAD, edges=True)
-_weights_grad = transform(_A_GRAD, final=True)
+_A, _G, _B = cook_toom(4, 3, [0, 1, -1, 2, -2])
+_A_GRAD, _G_GRAD, _ = cook_toom(3, 4, [0, 1, -1, 2, -2])
+_image_4, _image_edge_4 = transform(_B), transform(_B, edges=True)
+_weights_4 = transform(_G)
+_pixels_4 = transform(_A, final=True)
+_gradient_4 = transform(_G_GRAD, edges=True)
+_weights_grad_4 = transform(_A_GRAD, final=True)
+_A, _G, _B = cook_toom(2, 3, [0, 1, -1])
+_A_GRAD, _G_GRAD, _ = cook_toom(3, 2, [0, 1, -1])
+_image_2, _image_edge_2 = transform(_B), transform(_B, edges=True)
+_weights_2 = transform(_G)
+_pixels_2 = transform(_A, final=True)
+_gradient_2 = transform(_G_GRAD, edges=True)
+_weights_grad_2 = transform(_A_GRAD, final=True)
 _tile = gemm_tile(ROWS, VECTORS)
 
 
@@ -190,8 +196,9 @@ def _lanes(first, size):  # type: ignore[no-untyped-def]
 
 @body
 def transform_weights(args, thread):  # type: ignore[no-untyped-def]
-    """U (36, panels, C, WIDTH) from w with any strides; `packed` holds the weights as panels on the way."""
-    w, s_kh, s_kw, s_c, s_o, c, o, packed, u, threads = unpack(args, 10)
+    """U (points², panels, C, WIDTH) from w with any strides; `packed` holds the weights as panels on the way."""
+    w, s_kh, s_kw, s_c, s_o, c, o, packed, u, tile, threads = unpack(args, 11)
+    points = tile + 2
     panels = (o + WIDTH - 1) // WIDTH
     plane = panels * c * WIDTH
     for j in range(thread * panels // threads, (thread + 1) * panels // threads):
@@ -202,26 +209,39 @@ def transform_weights(args, thread):  # type: ignore[no-untyped-def]
         for i in range(c):
             for v in range(0, WIDTH, LANES):
                 source, target = panel + 4 * (i * WIDTH + v), u + 4 * ((j * c + i) * WIDTH + v)
-                _weights(source, 3 * c * WIDTH, c * WIDTH, 0, 0, 0, target, POINTS * plane, plane, 0, 0, 0, 0, 0)
+                arguments = (source, 3 * c * WIDTH, c * WIDTH, 0, 0, 0, target, points * plane, plane, 0, 0, 0, 0, 0)
+                if tile == 4:
+                    _weights_4(*arguments)
+                else:
+                    _weights_2(*arguments)
 
 
 @njit
-def _transform_images(x, height, width, c, top, left, th, tw, first, last, v, plane, stride):  # type: ignore[no-untyped-def]
-    """V (36, tiles, stride) for tiles first to last."""
+def _transform_images(x, height, width, c, top, left, th, tw, first, last, v, plane, stride, tile):  # type: ignore[no-untyped-def]
+    """V (points², tiles, stride) for tiles first to last."""
+    points = tile + 2
     for t in range(first, last):
         image, ty, tx = t // (th * tw), t // tw % th, t % tw
-        y, x0 = ty * TILE - top, tx * TILE - left
+        y, x0 = ty * tile - top, tx * tile - left
         source = x + 4 * ((image * height + y) * width + x0) * c
         target = v + 4 * (t - first) * stride
-        if y >= 0 and y + POINTS <= height and x0 >= 0 and x0 + POINTS <= width:
-            whole, rows, cols = c // LANES * LANES, 63, 63
+        if y >= 0 and y + points <= height and x0 >= 0 and x0 + points <= width:
+            whole, rows, cols = c // LANES * LANES, (1 << points) - 1, (1 << points) - 1
         else:
-            whole, rows, cols = 0, _bits(y, POINTS, height), _bits(x0, POINTS, width)
+            whole, rows, cols = 0, _bits(y, points, height), _bits(x0, points, width)
         for k in range(0, whole, LANES):
-            _image(source + 4 * k, width * c, c, 0, 0, 0, target + 4 * k, POINTS * plane, plane, 0, 0, 0, 0, 0)
+            arguments = (source + 4 * k, width * c, c, 0, 0, 0, target + 4 * k, points * plane, plane, 0, 0, 0, 0, 0)
+            if tile == 4:
+                _image_4(*arguments)
+            else:
+                _image_2(*arguments)
         for k in range(whole, c, LANES):
-            lanes = _lanes(k, c)
-            _image_edge(source + 4 * k, width * c, c, rows, cols, lanes, target + 4 * k, POINTS * plane, plane, 0, 0, 0, 0, 0)
+            lanes, edge = _lanes(k, c), target + 4 * k
+            arguments = (source + 4 * k, width * c, c, rows, cols, lanes, edge, points * plane, plane, 0, 0, 0, 0, 0)
+            if tile == 4:
+                _image_edge_4(*arguments)
+            else:
+                _image_edge_2(*arguments)
 
 
 @body
@@ -230,20 +250,21 @@ def forward(args, thread):  # type: ignore[no-untyped-def]
     (
         x, bias, bias_step, residual, y, u, vs, ms,
         n, height, width, c, top, left, ho, wo, o,
-        block, threads,
-    ) = unpack(args, 19)  # fmt: skip
-    th, tw = (ho + TILE - 1) // TILE, (wo + TILE - 1) // TILE
+        block, tile, threads,
+    ) = unpack(args, 20)  # fmt: skip
+    points = tile + 2
+    th, tw = (ho + tile - 1) // tile, (wo + tile - 1) // tile
     panels = (o + WIDTH - 1) // WIDTH
     v_stride, m_stride = (c + LANES - 1) // LANES * LANES, panels * WIDTH
     v_plane, m_plane, u_plane = block * v_stride + LANES, block * m_stride + LANES, panels * c * WIDTH
-    v, m = vs + 4 * thread * POINTS * POINTS * v_plane, ms + 4 * thread * POINTS * POINTS * m_plane
+    v, m = vs + 4 * thread * points * points * v_plane, ms + 4 * thread * points * points * m_plane
     tiles = n * th * tw
     end = (thread + 1) * tiles // threads
     for first in range(thread * tiles // threads, end, block):
         last = min(first + block, end)
         count = (last - first + ROWS - 1) // ROWS * ROWS
-        _transform_images(x, height, width, c, top, left, th, tw, first, last, v, v_plane, v_stride)
-        for p in range(POINTS * POINTS):
+        _transform_images(x, height, width, c, top, left, th, tw, first, last, v, v_plane, v_stride, tile)
+        for p in range(points * points):
             zero(v + 4 * (p * v_plane + (last - first) * v_stride), (count - (last - first)) * v_stride)
             for j in range(panels):
                 b = u + 4 * (p * u_plane + j * c * WIDTH)
@@ -252,46 +273,56 @@ def forward(args, thread):  # type: ignore[no-untyped-def]
                     _tile(a, v_stride, 0, 0, b, WIDTH, 1, c, 0, 0, 0, product, m_stride, WIDTH)
         for t in range(first, last):
             image, ty, tx = t // (th * tw), t // tw % th, t % tw
-            rows, cols = _bits(ty * TILE, TILE, ho), _bits(tx * TILE, TILE, wo)
-            at = ((image * ho + ty * TILE) * wo + tx * TILE) * o
+            rows, cols = _bits(ty * tile, tile, ho), _bits(tx * tile, tile, wo)
+            at = ((image * ho + ty * tile) * wo + tx * tile) * o
             for k in range(0, o, LANES):
                 source = m + 4 * ((t - first) * m_stride + k)
                 add = bias + 4 * (image * bias_step + k) if bias != 0 else 0
                 more = residual + 4 * (at + k) if residual != 0 else 0
                 target, lanes = y + 4 * (at + k), _lanes(k, o)
-                _pixels(source, POINTS * m_plane, m_plane, 0, 0, 0, target, wo * o, o, rows, cols, lanes, add, more)
+                arguments = (source, points * m_plane, m_plane, 0, 0, 0, target, wo * o, o, rows, cols, lanes, add, more)
+                if tile == 4:
+                    _pixels_4(*arguments)
+                else:
+                    _pixels_2(*arguments)
 
 
 @body
 def weight_grad(args, thread):  # type: ignore[no-untyped-def]
-    """This thread's Σ over its tiles of V ⊗ transformed g, in sums (threads, 36, panels, C to a multiple of REST, WIDTH)."""
+    """This thread's Σ over its tiles of V ⊗ transformed g, in sums (threads, points², panels, C to a multiple of REST, WIDTH)."""
     (
         x, g, sums, vs, ds,
         n, height, width, c, top, left, ho, wo, o,
-        block, threads,
-    ) = unpack(args, 16)  # fmt: skip
-    th, tw = (ho + TILE - 1) // TILE, (wo + TILE - 1) // TILE
+        block, tile, threads,
+    ) = unpack(args, 17)  # fmt: skip
+    points = tile + 2
+    th, tw = (ho + tile - 1) // tile, (wo + tile - 1) // tile
     panels = (o + WIDTH - 1) // WIDTH
     v_stride, d_stride = (c + LANES - 1) // LANES * LANES, panels * WIDTH
     rows_c = (c + REST - 1) // REST * REST
     v_plane, d_plane = block * v_stride + LANES, block * d_stride + LANES
-    v, d = vs + 4 * thread * POINTS * POINTS * v_plane, ds + 4 * thread * POINTS * POINTS * d_plane
-    mine = sums + 4 * thread * POINTS * POINTS * panels * rows_c * WIDTH
+    v, d = vs + 4 * thread * points * points * v_plane, ds + 4 * thread * points * points * d_plane
+    mine = sums + 4 * thread * points * points * panels * rows_c * WIDTH
     tiles = n * th * tw
     begin, end = thread * tiles // threads, (thread + 1) * tiles // threads
-    zero(v, POINTS * POINTS * v_plane)
-    zero(d, POINTS * POINTS * d_plane)
+    zero(v, points * points * v_plane)
+    zero(d, points * points * d_plane)
     for first in range(begin, end, block):
         last = min(first + block, end)
-        _transform_images(x, height, width, c, top, left, th, tw, first, last, v, v_plane, v_stride)
+        _transform_images(x, height, width, c, top, left, th, tw, first, last, v, v_plane, v_stride, tile)
         for t in range(first, last):
             image, ty, tx = t // (th * tw), t // tw % th, t % tw
-            rows, cols = _bits(ty * TILE, TILE, ho), _bits(tx * TILE, TILE, wo)
-            at = g + 4 * ((image * ho + ty * TILE) * wo + tx * TILE) * o
+            rows, cols = _bits(ty * tile, tile, ho), _bits(tx * tile, tile, wo)
+            at = g + 4 * ((image * ho + ty * tile) * wo + tx * tile) * o
             for k in range(0, o, LANES):
                 target = d + 4 * ((t - first) * d_stride + k)
-                _gradient(at + 4 * k, wo * o, o, rows, cols, _lanes(k, o), target, POINTS * d_plane, d_plane, 0, 0, 0, 0, 0)
-        for p in range(POINTS * POINTS):
+                lanes = _lanes(k, o)
+                arguments = (at + 4 * k, wo * o, o, rows, cols, lanes, target, points * d_plane, d_plane, 0, 0, 0, 0, 0)
+                if tile == 4:
+                    _gradient_4(*arguments)
+                else:
+                    _gradient_2(*arguments)
+        for p in range(points * points):
             for j in range(panels):
                 b = d + 4 * (p * d_plane + j * WIDTH)
                 i = 0
@@ -305,17 +336,22 @@ def weight_grad(args, thread):  # type: ignore[no-untyped-def]
 @body
 def transform_sums(args, thread):  # type: ignore[no-untyped-def]
     """dw (3, 3, C, O) from the sums of all threads, added in order."""
-    sums, dw, c, o, parts, threads = unpack(args, 6)
+    sums, dw, c, o, parts, tile, threads = unpack(args, 7)
+    points = tile + 2
     panels = (o + WIDTH - 1) // WIDTH
     rows_c = (c + REST - 1) // REST * REST
     plane = panels * rows_c * WIDTH
     for i in range(thread * c // threads, (thread + 1) * c // threads):
         for j in range(panels):
             row = sums + 4 * (j * rows_c + i) * WIDTH
-            for p in range(POINTS * POINTS):
+            for p in range(points * points):
                 for part in range(1, parts):
                     for k in range(WIDTH):
-                        write(row, p * plane + k, read(row, p * plane + k) + read(row, (part * POINTS * POINTS + p) * plane + k))
+                        write(row, p * plane + k, read(row, p * plane + k) + read(row, (part * points * points + p) * plane + k))
             for k in range(j * WIDTH, min(o, (j + 1) * WIDTH), LANES):
                 source, target = row + 4 * (k - j * WIDTH), dw + 4 * (i * o + k)
-                _weights_grad(source, POINTS * plane, plane, 0, 0, 0, target, 3 * c * o, c * o, 7, 7, _lanes(k, o), 0, 0)
+                arguments = (source, points * plane, plane, 0, 0, 0, target, 3 * c * o, c * o, 7, 7, _lanes(k, o), 0, 0)
+                if tile == 4:
+                    _weights_grad_4(*arguments)
+                else:
+                    _weights_grad_2(*arguments)
