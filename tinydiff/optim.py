@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -36,20 +37,19 @@ class Optimizer:
         rate = self.lr if lr is None else lr
         decay = ema.next_decay() if ema else 1.0
         averages = ema.average if ema else [None] * len(self.parameters)
+        changes = []
         for i, (parameter, average) in enumerate(zip(self.parameters, averages, strict=True)):
             if parameter.grad is not None:
-                self.update(
-                    parameter.data, parameter.grad.data, [self.arrays[name][i] for name in self.slots], rate, average, decay
-                )
+                state = [self.arrays[name][i] for name in self.slots]
+                changes.append((parameter.data, parameter.grad.data, *state, average))
                 assert parameter.version is not None
                 parameter.version[0] += 1
             else:
                 _follow(average, parameter.data, decay)
+        self.update(changes, rate, decay)
 
-    def update(
-        self, p: np.ndarray, g: np.ndarray, state: Sequence[np.ndarray], lr: float, average: np.ndarray | None, decay: float
-    ) -> None:
-        """Change one parameter's array (and its moving average) in place."""
+    def update(self, changes: Sequence[Any], lr: float, decay: float) -> None:
+        """Change parameters in place: `changes` has for each its array, its gradient's, its slots', and its average's or None."""
         raise TypeError(f"{type(self).__name__} defines no update()")
 
     def zero_grad(self) -> None:
@@ -88,15 +88,13 @@ class SGD(Optimizer):
         super().__init__(parameters, lr)
         self.momentum, self.weight_decay = momentum, weight_decay
 
-    def update(
-        self, p: np.ndarray, g: np.ndarray, state: Sequence[np.ndarray], lr: float, average: np.ndarray | None, decay: float
-    ) -> None:
-        """One parameter's step."""
-        (v,) = state
-        v *= self.momentum
-        v += g if not self.weight_decay else g + self.weight_decay * p
-        p -= lr * v
-        _follow(average, p, decay)
+    def update(self, changes: Sequence[Any], lr: float, decay: float) -> None:
+        """One step of these parameters."""
+        for p, g, v, average in changes:
+            v *= self.momentum
+            v += g if not self.weight_decay else g + self.weight_decay * p
+            p -= lr * v
+            _follow(average, p, decay)
 
 
 class AdamW(Optimizer):
@@ -117,22 +115,19 @@ class AdamW(Optimizer):
             raise ValueError(f"betas must be in [0, 1), not {betas}")
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
-    def update(
-        self, p: np.ndarray, g: np.ndarray, state: Sequence[np.ndarray], lr: float, average: np.ndarray | None, decay: float
-    ) -> None:
-        """One parameter's step."""
-        m, v = state
+    def update(self, changes: Sequence[Any], lr: float, decay: float) -> None:
+        """One step of these parameters."""
         beta1, beta2 = self.betas
-        if p.size >= 1024:
+        if sum(change[0].size for change in changes) >= 1024:
             arguments = (lr, beta1, beta2, self.eps, self.weight_decay, self.steps, decay)
-            if kernels.optim.adamw(p, g, m, v, average, *arguments) is not NotImplemented:
-                return
-        m += (1 - beta1) * (g - m)
-        v += (1 - beta2) * (g * g - v)
-        p *= 1 - lr * self.weight_decay
-        corrected = np.sqrt(v / (1 - beta2**self.steps)) + self.eps
-        p -= (lr / (1 - beta1**self.steps)) * m / corrected
-        _follow(average, p, decay)
+            changes = kernels.optim.adamw(changes, *arguments)
+        for p, g, m, v, average in changes:
+            m += (1 - beta1) * (g - m)
+            v += (1 - beta2) * (g * g - v)
+            p *= 1 - lr * self.weight_decay
+            corrected = np.sqrt(v / (1 - beta2**self.steps)) + self.eps
+            p -= (lr / (1 - beta1**self.steps)) * m / corrected
+            _follow(average, p, decay)
 
 
 class Adam(AdamW):

@@ -36,7 +36,7 @@ _FLOAT, _INT = struct.Struct("f"), struct.Struct("i")
 _HEAD = object.__basicsize__  # an array's address follows the head that every Python object has
 
 
-def _word(value: Any) -> int:
+def word(value: Any) -> int:
     """What a body unpacks for a kernel's argument: an array's address (None: 0), an integer, or the bits of a float32.
 
     The address is read where NumPy's C interface has it: `__array_interface__` builds a whole dict, and took a third of the
@@ -68,7 +68,7 @@ class Kernel:
         """Launch it on `threads` threads with `args`: arrays (None for none), integers, and floats, which `number` reads."""
         if self.compiled is None:
             self.compiled = _launch.body(self.function)
-        _launch.launch(self.compiled, threads, *map(_word, args))
+        _launch.launch(self.compiled, threads, *map(word, args))
 
 
 @njit(forceinline=True)

@@ -5,11 +5,13 @@ AdamW touches four or five arrays; NumPy's dozen expressions would read and writ
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from tinydiff.kernels.arrays import Kernel, load, number, plain, share, store, threads_for
+from tinydiff.kernels.arrays import Kernel, load, number, plain, share, store, threads_for, word
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import unpack
 from tinydiff.kernels.memory import write
@@ -33,28 +35,25 @@ def _update(param, g, m, v, i, keep, step, root, eps, keep_m, take_m, keep_v, ta
 
 @Kernel
 def _adamw(args, thread):  # type: ignore[no-untyped-def]
-    # fmt: off
-    (param, g, m, v, ema, keep, step, root, eps, keep_m, take_m, keep_v, take_v, take_ema, size, threads) = unpack(args, 16)
-    # fmt: on
+    """A part of each of `count` parameters; the table has addresses of parameter, gradient, m, v and average, and the size."""
+    table, count, keep, step, root, eps, keep_m, take_m, keep_v, take_v, take_ema, threads = unpack(args, 12)
     keep, step, root, eps, take_ema = number(keep), number(step), number(root), number(eps), number(take_ema)
     keep_m, take_m, keep_v, take_v = number(keep_m), number(take_m), number(keep_v), number(take_v)
-    start, stop = share(size, thread, threads)
-    if ema:
-        for i in range(start, stop):
-            value = _update(param, g, m, v, i, keep, step, root, eps, keep_m, take_m, keep_v, take_v)
-            average = load(ema, i)
-            store(ema, i, average + take_ema * (value - average))
-    else:
-        for i in range(start, stop):
-            _update(param, g, m, v, i, keep, step, root, eps, keep_m, take_m, keep_v, take_v)
+    for row in range(count):
+        param, g, m, v, ema, size = unpack(table + row * 48, 6)
+        start, stop = share(size, thread, threads)
+        if ema:
+            for i in range(start, stop):
+                value = _update(param, g, m, v, i, keep, step, root, eps, keep_m, take_m, keep_v, take_v)
+                average = load(ema, i)
+                store(ema, i, average + take_ema * (value - average))
+        else:
+            for i in range(start, stop):
+                _update(param, g, m, v, i, keep, step, root, eps, keep_m, take_m, keep_v, take_v)
 
 
 def adamw(
-    param: np.ndarray,
-    g: np.ndarray,
-    m: np.ndarray,
-    v: np.ndarray,
-    ema: np.ndarray | None,
+    changes: Sequence[Sequence[Any]],
     lr: float,
     beta1: float,
     beta2: float,
@@ -62,29 +61,28 @@ def adamw(
     weight_decay: float,
     step: int,
     ema_decay: float = 1.0,
-) -> Any:
-    """One step of AdamW (Loshchilov & Hutter 2017) in place on `param`, `m` and `v`; `ema` follows in the same call.
+) -> list[Sequence[Any]]:
+    """One step of AdamW (Loshchilov & Hutter 2017), in place and for all parameters in one launch; `step` counts from 1.
 
-    `step` counts from 1. Returns None, or NotImplemented with nothing changed
-    unless all are float32, C-contiguous, writable (but g) and of one shape.
+    changes: for each parameter its array, gradient, m, v, and moving average or None. Returns, unchanged, those that are not
+    float32, C-contiguous, writable (but the gradient) and of one shape.
     """
-    changed = [param, m, v] if ema is None else [param, m, v, ema]
-    if not plain(g, *changed) or any(a.shape != g.shape or not a.flags.writeable for a in changed):
-        return NotImplemented
-    numbers = (
-        1 - lr * weight_decay,
-        lr / (1 - beta1**step),
-        (1 - beta2**step) ** -0.5,
-        eps,
-        beta1,
-        1 - beta1,
-        beta2,
-        1 - beta2,
-        1 - ema_decay,
-    )
-    threads = threads_for(g.size)
-    _adamw(threads, param, g, m, v, ema, *numbers, g.size, threads)
-    return None
+    table, taken, total, declined = array("q"), 0, 0, []
+    for change in changes:
+        given = change if change[4] is not None else change[:4]
+        g = change[1]
+        if not plain(*given) or any(a.shape != g.shape or not (a is g or a.flags.writeable) for a in given):
+            declined.append(change)
+            continue
+        table.extend([*map(word, change), g.size])
+        taken += 1
+        total += g.size
+    if taken:
+        rates = [1 - lr * weight_decay, lr / (1 - beta1**step), (1 - beta2**step) ** -0.5, eps]
+        averaging = [beta1, 1 - beta1, beta2, 1 - beta2, 1 - ema_decay]
+        threads = threads_for(total)
+        _adamw(threads, table.buffer_info()[0], taken, *map(float, rates + averaging), threads)
+    return declined
 
 
 @Kernel
