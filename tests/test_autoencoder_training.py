@@ -196,6 +196,33 @@ def test_latents_are_measured_and_kept(tmp_path: Path) -> None:
         assert sheet.size == ((8 * 29 - 1) * 2, (8 * 29 - 1) * 2)  # 4 rows of originals, 4 of what came back
 
 
+def test_nonsense_in_the_card(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", configure("autoencoder", options=FAST))
+    train(run)
+    path = run.path / "model" / "config.json"
+    card = json.loads(path.read_text())
+    for name, value, message in (
+        ("latent_channels", 10**9, "model.latent_channels is 1000000000"),
+        ("scaling_factor", 0, "scaling_factor=0 must be positive"),
+        ("up_block_types", [], "up_block_types"),
+    ):
+        path.write_text(json.dumps(card | {"model": card["model"] | {name: value}}))
+        with pytest.raises(ValueError, match=f"describes no model: .*{message}"):
+            load_model(run.path)
+
+
+def test_checkpointed_training_is_the_same() -> None:
+    def gradients(checkpointing: bool) -> list[np.ndarray]:
+        task = task_of(gradient_checkpointing=checkpointing)
+        model = task.build()
+        assert model.gradient_checkpointing is checkpointing
+        task.loss(model, 0).backward()
+        return [p.grad.numpy() for p in model.parameters()]
+
+    for a, b in zip(gradients(False), gradients(True)):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_dead_channel_is_found() -> None:
     td.manual_seed(0)
     model = AutoencoderKL(1, 1, block_out_channels=(4,), norm_num_groups=2)

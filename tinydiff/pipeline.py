@@ -67,7 +67,8 @@ def check_card(card: dict[str, Any]) -> None:
     if not isinstance(card.get("pad", 0), int) or not 0 <= card.get("pad", 0) <= 64:
         raise ValueError(f"pad is {card['pad']!r}; expected a number of pixels, 0 to 64")
     model, classes = card["model"], len(card["class_names"])
-    for name, most in (("layers_per_block", 64), ("block_out_channels", 8192), ("widths", 8192)):
+    limits = {"layers_per_block": 64, "block_out_channels": 8192, "widths": 8192, "latent_channels": 8192}
+    for name, most in limits.items():
         sizes = model.get(name, 1)
         for size in sizes if isinstance(sizes, list | tuple) else [sizes]:
             if not isinstance(size, int) or not 1 <= size <= most:

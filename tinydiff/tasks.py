@@ -14,7 +14,7 @@ from tinydiff.augment import jitter
 from tinydiff.autograd import no_grad
 from tinydiff.diffusion import DISTRIBUTIONS, KINDS, add_noise, make_example, make_schedule
 from tinydiff.diffusion.names import choose
-from tinydiff.models.autoencoder import stage_table
+from tinydiff.models.autoencoder import LECTURE, stage_table
 from tinydiff.nn import Module
 from tinydiff.pipeline import Pipeline, check_card, load_model
 from tinydiff.reconstruction import fidelity, measure_latents, reconstruct, side_by_side
@@ -285,7 +285,7 @@ class ClassifierTask(_OnPictures):
 
 
 class AutoencoderTask(_OnPictures):
-    """An autoencoder: the same picture back out of few numbers.
+    """An autoencoder: the same picture back out of few numbers. What is transparent in a picture lies on white.
 
     With a KL weight above 0 the bottleneck is Gaussian and its noise is drawn; with 0 it is plain, and logvar means nothing.
     """
@@ -297,11 +297,16 @@ class AutoencoderTask(_OnPictures):
         "kl": 1e-4,  # weight of the KL divergence, in nats by number in the picture
         "perceptual": 0.0,  # weight of the difference in the eyes of
         "classifier": "classifier",  # this one
+        "gradient_checkpointing": False,  # a third more time for far less memory
     }
     PRESETS: ClassVar[dict[str, Config]] = {
         "small": {"model": {"layers_per_block": 1, "norm_num_groups": 8}},
         "base": {"width": 32, "model": {"layers_per_block": 2, "norm_num_groups": 8}},
-        "lecture": {"factor": 8, "kl": 0.0, "model": {"block_out_channels": [3, 6, 12, 24], "norm_num_groups": 3}},
+        "lecture": {
+            "factor": 8,
+            "kl": 0.0,
+            "model": {name: LECTURE[name] for name in ("block_out_channels", "layers_per_block", "norm_num_groups")},
+        },
     }
 
     def __init__(self, config: Config) -> None:
@@ -349,7 +354,9 @@ class AutoencoderTask(_OnPictures):
     def build(self) -> Module:
         """See `Task`."""
         random.manual_seed(self.config["seed"])
-        return models.AutoencoderKL.from_config(self.model_config())
+        model = models.AutoencoderKL.from_config(self.model_config())
+        model.gradient_checkpointing = self.config["gradient_checkpointing"]
+        return model
 
     def loss(self, model: Module, step: int) -> Tensor:
         """Mean squared error of pixels in [-1, 1] + kl · divergence + perceptual · difference of what a classifier sees."""
