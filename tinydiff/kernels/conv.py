@@ -51,10 +51,12 @@ def algorithm(kernel: Pair, stride: Pair, channels: int, filters: int, pixels: t
 
     `pixels` are the output's (N, Ho, Wo). For the input gradient, swap channels and filters and give the input's pixels.
 
-    Up to 4 filters leave most of a vector empty, so their taps share one. Else the cheapest by a count of multiplications, fitted
-    to measurements on AVX-512, one thread: mostly within a quarter, 8 to 256 channels; too high by 1.8 for Winograd on a single
-    8×8 map of 64 channels, where direct was the fastest all the same. Not fitted above 256. Winograd's transforms cost as much as TRANSFORM multiplications with each channel and filter, those of the weights as much as WEIGHTS more tiles;
-    filters are rounded up to a panel, tiles to ROWS. So 4×4 tiles get all but small maps, and 2×2 some of these.
+    Up to 4 filters leave most of a vector empty, so their taps share one. Else the cheapest by a count of multiplications:
+    Winograd's transforms cost as much as TRANSFORM multiplications with each channel and filter, those of the weights as much as
+    WEIGHTS more tiles; filters are rounded up to a panel, tiles to ROWS. 4×4 tiles get all but small maps, 2×2 some of these.
+
+    Fitted to measurements on AVX-512, one thread: mostly within a quarter from 8 to 256 channels, not fitted above. For
+    Winograd it is 1.8 times too high on a single 8×8 map of 64 channels, where direct was the fastest all the same.
     """
     n, ho, wo = pixels
     if filters <= 4 and channels >= 16 and stride == (1, 1) and kernel != (1, 1):
