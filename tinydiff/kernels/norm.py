@@ -1,11 +1,11 @@
 """Group and layer normalisation, channels last, with SiLU fused, forward and backward.
 
 A sample's pixels are read as rows of `period` numbers, a whole number of pixels and at least 256 long, so that every loop
-runs over long stretches of memory with the channels' coefficients beside them. Means and squared deviations come from blocks of
-BLOCK rows that stay in cache (two passes over each, then merged as Chan et al. 1983 do, in float64), so a large mean
-costs no digits. Each thread takes whole samples, which fit its second-level cache: memory is read once. A few large
-samples are cut into parts instead, at the price of reading them twice. The backward recomputes the normalised value and
-the activation, so nothing is saved but x, mean and 1/σ. Bound by memory bandwidth.
+runs over long stretches of memory with the channels' coefficients beside them. Sums of deviations and of their squares come
+from one pass over blocks of BLOCK rows, about the mean of the blocks before, and are merged as Chan et al. 1983 do, in float64,
+so a large mean costs no digits. Each thread takes whole samples, which fit its second-level cache: memory is read once. A few
+large samples are cut into parts instead, in two launches, at the price of reading them twice. The backward recomputes the
+normalised value and the activation, so nothing is saved but x, mean and 1/σ. Bound by memory bandwidth.
 """
 
 from __future__ import annotations
