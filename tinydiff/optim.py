@@ -195,7 +195,7 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm: max_norm must be positive, not {max_norm}")
     with_grad = [p for p in parameters if p.grad is not None]
-    total = math.sqrt(math.fsum(_sum_of_squares(p.grad.data) for p in with_grad if p.grad is not None))
+    total = math.sqrt(_sum_of_squares([p.grad.data for p in with_grad if p.grad is not None]))
     if total > max_norm:
         scale = max_norm / total
         for p in with_grad:
@@ -204,13 +204,12 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
     return total
 
 
-def _sum_of_squares(g: np.ndarray) -> float:
-    if g.size >= 1024:
-        found = kernels.optim.sum_of_squares(g)
+def _sum_of_squares(arrays: Sequence[np.ndarray]) -> float:
+    if sum(a.size for a in arrays) >= 1024:
+        found = kernels.optim.sum_of_squares(arrays)
         if found is not NotImplemented and math.isfinite(found):  # a square may be too large for float32
             return found
-    flat = np.ravel(g)
-    return float(np.dot(flat, flat)) if flat.dtype == np.float64 else float(np.dot(flat.astype(np.float64), flat))
+    return math.fsum(float(np.sum(np.square(a, dtype=np.float64))) for a in arrays)
 
 
 def warmup_cosine(step: int, total: int, warmup: int = 0, final: float = 0.0) -> float:

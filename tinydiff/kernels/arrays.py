@@ -8,7 +8,6 @@ read by `memory.read`.
 
 from __future__ import annotations
 
-import ctypes
 import operator
 import struct
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from numba.extending import intrinsic
 from tinydiff.kernels import launch as _launch
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.mathfun import from_bits
+from tinydiff.kernels.memory import address
 
 _F32 = ir.FloatType()
 
@@ -33,22 +33,15 @@ def plain(*arrays: Any) -> bool:
 
 
 _FLOAT, _INT = struct.Struct("f"), struct.Struct("i")
-_HEAD = object.__basicsize__  # an array's address follows the head that every Python object has
 
 
 def word(value: Any) -> int:
-    """What a body unpacks for a kernel's argument: an array's address (None: 0), an integer, or the bits of a float32.
-
-    The address is read where NumPy's C interface has it: `__array_interface__` builds a whole dict, and took a third of the
-    time of a small call.
-    """
+    """What a body unpacks for a kernel's argument: an array's address (None: 0), an integer, or the bits of a float32."""
     kind = type(value)
     if kind is int or kind is bool:
         return value
-    if kind is np.ndarray:
-        return ctypes.c_ssize_t.from_address(id(value) + _HEAD).value
-    if value is None:
-        return 0
+    if kind is np.ndarray or value is None:
+        return address(value)
     return _INT.unpack(_FLOAT.pack(value))[0] if isinstance(value, float | np.floating) else operator.index(value)
 
 

@@ -6,6 +6,7 @@ and a call costs little. Offsets and counts are in floats; nothing checks them.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from typing import Any
 
@@ -21,9 +22,16 @@ _ARENA = 1 << 18  # floats: 1 MiB
 _thread = threading.local()
 
 
+_HEAD = object.__basicsize__  # an array's address follows the head that every Python object has
+
+
 def address(array: np.ndarray | None) -> int:
-    """Where the array's first element lies, 0 for None. The caller keeps the array alive."""
-    return 0 if array is None else array.__array_interface__["data"][0]
+    """Where the array's first element lies, 0 for None. The caller keeps the array alive.
+
+    It is read where NumPy's C interface has it: `__array_interface__` builds a whole dict, and took a third of the time of a
+    small call.
+    """
+    return 0 if array is None else ctypes.c_ssize_t.from_address(id(array) + _HEAD).value
 
 
 def _call(builder: Any, name: str, args: list[Any]) -> None:

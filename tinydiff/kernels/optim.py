@@ -87,23 +87,32 @@ def adamw(
 
 @Kernel
 def _sum_of_squares(args, thread):  # type: ignore[no-untyped-def]
-    x, sums, size, threads = unpack(args, 4)
-    blocks = (size + BLOCK - 1) // BLOCK
-    for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
-        total = _f(0)
-        for i in range(block * BLOCK, min(size, (block + 1) * BLOCK)):
-            total += load(x, i) * load(x, i)
-        write(sums, block, total)
+    """The sum of each block of `count` arrays; the table has addresses and sizes."""
+    table, count, sums, total, threads = unpack(args, 5)
+    first, last = total * thread // threads, total * (thread + 1) // threads  # in blocks
+    for row in range(count):
+        x, size = unpack(table + 16 * row, 2)
+        blocks = (size + BLOCK - 1) // BLOCK
+        for block in range(max(first, 0), min(last, blocks)):
+            square = _f(0)
+            for i in range(block * BLOCK, min(size, (block + 1) * BLOCK)):
+                square += load(x, i) * load(x, i)
+            write(sums, block, square)
+        first, last, sums = first - blocks, last - blocks, sums + 4 * blocks
 
 
-def sum_of_squares(x: np.ndarray) -> Any:
-    """Σ x² as a float: blocks in float32, their sum in float64, the same for every number of threads.
+def sum_of_squares(arrays: Sequence[np.ndarray]) -> Any:
+    """Σ x² over all arrays as a float: blocks in float32, their sum in float64, the same for every number of threads.
 
-    NotImplemented but for a float32, C-contiguous, not empty array.
+    NotImplemented unless all are float32, C-contiguous and not empty.
     """
-    if not plain(x):
+    if not plain(*arrays):
         return NotImplemented
-    sums = np.empty(-(-x.size // BLOCK), np.float32)
-    threads = threads_for(x.size)
-    _sum_of_squares(threads, x, sums, x.size, threads)
+    table = array("q")
+    for x in arrays:
+        table.extend((word(x), x.size))
+    total = sum(-(-x.size // BLOCK) for x in arrays)
+    sums = np.empty(total, np.float32)
+    threads = min(total, threads_for(total * BLOCK))
+    _sum_of_squares(threads, table.buffer_info()[0], len(arrays), sums, total, threads)
     return float(sums.sum(dtype=np.float64))
