@@ -56,7 +56,7 @@ class _Notice(event.Listener):
 
 
 def _start_pool() -> None:
-    """Start the thread pool with threads that go to sleep when they have waited some 0.2 ms for work.
+    """Start the thread pool with threads that go to sleep when they have waited some 0.3 ms for work.
 
     GNU OpenMP's threads spin for many milliseconds instead. Alone on the machine that is as good, but where another
     process wants a core, each barrier then waits for a whole time slice: a training step took 20 to 30 times as long. The
@@ -66,7 +66,7 @@ def _start_pool() -> None:
 
     chosen = any(name in os.environ for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"))
     if not chosen:
-        os.environ["GOMP_SPINCOUNT"] = "4000"
+        os.environ["GOMP_SPINCOUNT"] = "8000"
     try:
         parallel._launch_threads()
     finally:
