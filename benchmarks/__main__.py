@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 
 from benchmarks import harness
+from tinydiff.cli.options import Setting
 
 SUITES = ("conv", "ops", "train", "sample", "overhead", "scaling")
 
@@ -132,13 +133,14 @@ def profile_command(preset: str, batch: int, out: str | None, threads: int | Non
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="run folder")
 @click.option("--preset", default="small", show_default=True)
 @click.option("--n", type=click.IntRange(2), default=2000, show_default=True, help="pictures to judge")
+@click.option("--set", "options", multiple=True, type=Setting(), help="another setting of the recipe, as `tinydiff train` has it")
 @click.option("--threads", type=click.IntRange(1), help="threads (default: all)")
-def quality_command(threads: int | None, engine: str, **settings: Any) -> None:
+def quality_command(threads: int | None, engine: str, options: tuple[tuple[str, Any], ...], **settings: Any) -> None:
     """The same minutes of the same recipe on either engine, judged alike."""
     from benchmarks.quality import quality
 
     start("torch" if engine == "torch" else None, threads, 1, True)
-    print(json.dumps(quality(engine, **settings)))
+    print(json.dumps(quality(engine, options=dict(options), **settings)))
 
 
 def cli() -> None:

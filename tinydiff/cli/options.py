@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,22 @@ def find(table: Mapping[str, T], name: str, what: str) -> T:
         return choose(table, name, what)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+
+
+class Setting(click.ParamType):
+    """NAME=VALUE, the value as JSON or, failing that, as text."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """(name, value)"""
+        name, equals, text = value.partition("=")
+        if not equals or not name:
+            self.fail(f"{value!r}: write NAME=VALUE, such as lr=0.001", param, ctx)
+        try:
+            return name, json.loads(text)
+        except ValueError:
+            return name, text
 
 
 class Numbers(click.ParamType):

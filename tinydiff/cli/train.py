@@ -9,28 +9,12 @@ from typing import Any
 
 import click
 
-from tinydiff.cli.options import as_json, check_device, device, find, progress
+from tinydiff.cli.options import Setting, as_json, check_device, device, find, progress
 
 # What the last showing may have measured.
 FIGURES = ("accuracy", "psnr", "ssim", "mse")
 
 REVIVE = "train longer, with a smaller --kl, or be content with fewer (--latent)"
-
-
-class _Setting(click.ParamType):
-    """NAME=VALUE, the value as JSON or, failing that, as text."""
-
-    name = "name=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """(name, value)"""
-        name, equals, text = value.partition("=")
-        if not equals or not name:
-            self.fail(f"{value!r}: write NAME=VALUE, such as lr=0.001", param, ctx)
-        try:
-            return name, json.loads(text)
-        except ValueError:
-            return name, text
 
 
 @click.command()
@@ -55,7 +39,7 @@ class _Setting(click.ParamType):
 @click.option(
     "--kl", type=click.FloatRange(min=0), help="Weight of the KL divergence; 0 is a plain bottleneck.  [default: 0.0001]"
 )
-@click.option("--set", "settings", multiple=True, type=_Setting(), help="Any other setting; model.NAME for the network's.")
+@click.option("--set", "settings", multiple=True, type=Setting(), help="Any other setting; model.NAME for the network's.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @device
 @as_json
