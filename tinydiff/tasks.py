@@ -162,7 +162,7 @@ class DenoiserTask(_OnPictures):
         "times": "uniform",  # how t is drawn
         "stratified": True,
         "min_snr": None,  # γ of min-SNR weighting
-        "class_drop": 0.1,  # how often the class is withheld, for guidance
+        "class_drop": 0.2,  # how often the class is withheld, for guidance
         "pad": 0,  # pixels of border added on each side
     }
     PRESETS: ClassVar[dict[str, Config]] = {
