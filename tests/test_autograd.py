@@ -724,6 +724,21 @@ def test_rules_that_read_what_is_not_there_are_refused_at_once():
         del REGISTRY["_test_rule"]
 
 
+def test_an_op_may_call_its_inputs_as_it_likes():
+    from tinydiff.backend import Array
+
+    @td.op(name="_test_names")
+    def _(xp, run: Array, numpy: Array, bits: Array = None, *, function=2.0):
+        return run * numpy * function if bits is None else run * numpy * function + bits
+
+    del REGISTRY["_test_names"]
+    assert _(leaf(2), 3.0).shape == (2,)
+    assert _(td.tensor([1.0]), td.tensor([3.0]), function=4).item() == 12
+    assert _(1, numpy=2, bits=td.tensor([1.0])).item() == 5
+    with pytest.raises(TypeError, match=r"_test_names\(\) missing 1 required positional argument: 'numpy'"):
+        _(1.0)
+
+
 def test_products_with_the_jacobian_of_a_function_that_ignores_its_input_are_zero():
     x, v = td.tensor([1.0, 2.0]), td.tensor([1.0, 1.0])
     constant = td.tensor(3.0)

@@ -16,6 +16,8 @@ A rule (a vjp or a kernel's backward) says by its parameters' names what it need
 gradient of the result), inputs and keyword parameters by their own names, `out` (the result), `shapes` (of the inputs),
 `cache` (what the kernel computed on the side), `needs` (which inputs want a gradient).
 
+What `@op` gives is a function, to be called with tensors, arrays or numbers; the `Op` behind it is its `.op`.
+
 A *fused* op is written as a composition of other ops (in Tensors, without `xp`). Where a kernel takes over, one node is
 recorded; where none does, the composition runs as it stands. Its derivative, to any order, is that of the composition.
 """
@@ -111,13 +113,13 @@ class Kernel:
 
 
 class Op(Generic[P]):
-    """A differentiable operation; call it with tensors, arrays or numbers and get a Tensor.
+    """A differentiable operation: what is behind a function of `tinydiff.ops`.
 
     Attributes:
         name: as in `tinydiff.ops`.
         definition: the reference, in array code (`fused`: in Tensor ops).
         inputs: names of the differentiable inputs (parameters annotated `Array` or `Tensor`).
-        defaults: the other parameters. `dtypes`: "same" (mixed dtypes are promoted), "float" (and integers become
+        defaults: the other parameters. function: what callers use. `dtypes`: "same" (mixed dtypes are promoted), "float" (and integers become
             float32), or "any" (left alone).
         view: whether the result may share memory with the first input.
         flops: how many floating-point operations, from the result and the inputs' arrays.
@@ -436,38 +438,39 @@ def _make_function(op: Op) -> Any:
     parameters = op.__signature__.parameters.values()
     names = {p.name: p.empty if p.default is p.empty else _Name(f"default_{p.name}") for p in parameters}
     shown = [p.replace(annotation=p.empty, default=names[p.name]) for p in parameters]
-    params = "{" + ", ".join(f"{name!r}: {name}" for name in op.defaults) + "}" if op.defaults else "defaults"
-    lines = [f"def {op.name}{inspect.Signature(shown)}:"]
+    params = "{" + ", ".join(f"{name!r}: {name}" for name in op.defaults) + "}" if op.defaults else "__defaults"
+    lines = [f"def function{inspect.Signature(shown)}:"]
     if op.variadic:
-        lines.append(f"    return settle({op.inputs[0]}, {params})")
+        lines.append(f"    return __settle({op.inputs[0]}, {params})")
     else:
         inputs = f"({', '.join(op.inputs)},)"
-        settle = f"return settle({inputs}, {params})"
-        lines.append("    bits = tensors = 0")
+        settle = f"return __settle({inputs}, {params})"
+        lines.append("    __bits = __tensors = 0")
         for i, name in enumerate(op.inputs):
             lines += [
-                f"    edge_{i} = None",
-                f"    if isinstance({name}, Tensor):",
+                f"    __edge_{i} = None",
+                f"    if isinstance({name}, __Tensor):",
                 f"        if {name}.requires_grad:",
-                f"            edge_{i} = {name}.node or {name}",
-                f"            bits += {1 << i}",
-                f"        array_{i} = {name}.data",
-                f"        if array_{i}.dtype is not FLOAT32 or type(array_{i}) is not ndarray:",
+                f"            __edge_{i} = {name}.node or {name}",
+                f"            __bits += {1 << i}",
+                f"        __array_{i} = {name}.data",
+                f"        if __array_{i}.dtype is not __float32 or type(__array_{i}) is not __ndarray:",
                 f"            {settle}",
-                "        tensors = 1",
-                f"    elif {name} is None{'' if op.fused else f' or type({name}) in numbers'}:",
-                f"        array_{i} = {name}",
+                "        __tensors = 1",
+                f"    elif {name} is None{'' if op.fused else f' or type({name}) in __numbers'}:",
+                f"        __array_{i} = {name}",
                 "    else:",
                 f"        {settle}",
             ]
-        arrays, edges = (f"[{', '.join(f'{kind}_{i}' for i in range(len(op.inputs)))}]" for kind in ("array", "edge"))
-        lines += ["    if not tensors:", f"        {settle}"]
-        lines += [f"    return run(numpy, {inputs}, {arrays}, {params}, {edges}, bits)"]
+        arrays, edges = (f"[{', '.join(f'__{kind}_{i}' for i in range(len(op.inputs)))}]" for kind in ("array", "edge"))
+        lines += ["    if not __tensors:", f"        {settle}"]
+        lines += [f"    return __run(__numpy, {inputs}, {arrays}, {params}, {edges}, __bits)"]
     scope = {f"default_{p.name}": p.default for p in parameters}
-    scope |= {"settle": op._settle, "run": op._run, "defaults": op.defaults, "numpy": np, "ndarray": ndarray}
-    scope |= {"Tensor": Tensor, "FLOAT32": FLOAT32, "numbers": _numbers}
+    scope |= {"__settle": op._settle, "__run": op._run, "__defaults": op.defaults, "__numpy": np, "__ndarray": ndarray}
+    scope |= {"__Tensor": Tensor, "__float32": FLOAT32, "__numbers": _numbers}
     exec(compile("\n".join(lines), __file__, "exec"), scope)
-    function: Any = scope[op.name]
+    function: Any = scope["function"]
+    function.__name__ = function.__qualname__ = op.name
     function.__doc__, function.__signature__, function.__module__ = op.__doc__, op.__signature__, op.__wrapped_module__
     function.op, function.vjp, function.kernel, function.kernel_backward = op, op.vjp, op.kernel, op.kernel_backward
     return function
