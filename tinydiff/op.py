@@ -119,8 +119,8 @@ class Op(Generic[P]):
         name: as in `tinydiff.ops`.
         definition: the reference, in array code (`fused`: in Tensor ops).
         inputs: names of the differentiable inputs (parameters annotated `Array` or `Tensor`).
-        defaults: the other parameters. function: what callers use. `dtypes`: "same" (mixed dtypes are promoted), "float" (and integers become
-            float32), or "any" (left alone).
+        defaults: the other parameters. function: what callers use.
+        dtypes: "same" (mixed dtypes are promoted), "float" (and integers become float32), or "any" (left alone).
         view: whether the result may share memory with the first input.
         flops: how many floating-point operations, from the result and the inputs' arrays.
     """
