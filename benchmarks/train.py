@@ -48,43 +48,30 @@ def build(config: dict[str, Any]) -> td.models.UNet2DModel:
     return td.models.UNet2DModel.from_config(config)
 
 
-def our_step(config: dict[str, Any], batch: Batch, checkpointing: bool = False) -> Step:
-    """A function that trains ours for one step and returns the loss."""
-    model = build(config)
-    model.gradient_checkpointing = checkpointing
-    parameters = model.parameters()
+def our_updates(parameters: list[td.nn.Parameter]) -> Callable[[td.Tensor], float]:
+    """A function that changes the parameters by the gradient of a loss, as training does, and returns the loss."""
     optimizer, ema = AdamW(parameters, LR, BETAS, weight_decay=WEIGHT_DECAY), EMA(parameters, DECAY)
-    x, target = td.from_numpy(batch["x"]), td.from_numpy(batch["target"])
 
-    def step() -> float:
-        loss = td.ops.mse_loss(model(x, batch["t"], batch["labels"]), target)
+    def update(loss: td.Tensor) -> float:
         loss.backward()
         clip_grad_norm(parameters, MAX_NORM)
         optimizer.step(LR, ema)
         optimizer.zero_grad()
-        return loss.item()
+        return loss.item()  # type: ignore[return-value]
 
-    return step
+    return update
 
 
-def torch_step(config: dict[str, Any], batch: Batch, memory_format: str = "contiguous") -> Step:
+def torch_updates(parameters: list[Any]) -> Callable[[Any], float]:
     """The same in PyTorch, with its fused AdamW and its multi-tensor clipping and averaging."""
     import torch
 
-    from benchmarks.twin import channels_first, twin
-
-    layout = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}[memory_format]
-    model = twin(build(config)).to(memory_format=layout)
-    x, target = (channels_first(batch[name]).to(memory_format=layout) for name in ("x", "target"))
-    t, labels = torch.from_numpy(batch["t"]), torch.from_numpy(batch["labels"])
-    parameters = list(model.parameters())
     average = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, LR, BETAS, weight_decay=WEIGHT_DECAY, fused=True)
     updates = 0
 
-    def step() -> float:
+    def update(loss: Any) -> float:
         nonlocal updates
-        loss = torch.nn.functional.mse_loss(model(x, t, labels), target)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
         optimizer.step()
@@ -94,7 +81,30 @@ def torch_step(config: dict[str, Any], batch: Batch, memory_format: str = "conti
         optimizer.zero_grad()
         return loss.item()
 
-    return step
+    return update
+
+
+def our_step(config: dict[str, Any], batch: Batch, checkpointing: bool = False) -> Step:
+    """A function that trains ours for one step and returns the loss."""
+    model = build(config)
+    model.gradient_checkpointing = checkpointing
+    update = our_updates(model.parameters())
+    x, target = td.from_numpy(batch["x"]), td.from_numpy(batch["target"])
+    return lambda: update(td.ops.mse_loss(model(x, batch["t"], batch["labels"]), target))
+
+
+def torch_step(config: dict[str, Any], batch: Batch, memory_format: str = "contiguous") -> Step:
+    """The same in PyTorch."""
+    import torch
+
+    from benchmarks.twin import channels_first, twin
+
+    layout = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}[memory_format]
+    model = twin(build(config)).to(memory_format=layout)
+    x, target = (channels_first(batch[name]).to(memory_format=layout) for name in ("x", "target"))
+    t, labels = torch.from_numpy(batch["t"]), torch.from_numpy(batch["labels"])
+    update = torch_updates(list(model.parameters()))
+    return lambda: update(torch.nn.functional.mse_loss(model(x, t, labels), target))
 
 
 def step_case(bench: Bench, name: str, config: dict[str, Any], batch: Batch, target: float | None) -> Case:

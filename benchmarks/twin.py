@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tinydiff import io
+from tinydiff.models.autoencoder import EPS, AutoencoderKL
 from tinydiff.models.classifier import Classifier
 from tinydiff.models.model import Model
 from tinydiff.models.unet import UNet2DModel
@@ -32,18 +33,20 @@ def channels_last(x: torch.Tensor) -> np.ndarray:
 class TwinResnet(nn.Module):
     """`tinydiff.models.blocks.ResnetBlock2D`."""
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int, eps: float, time_size: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, groups: int, eps: float, time_size: int | None = None) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(time_size, out_channels)
+        self.time_emb_proj = nn.Linear(time_size, out_channels) if time_size else None
         self.norm2 = nn.GroupNorm(groups, out_channels, eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:
         """x (N, in, H, W) and time (N, time_size), already through SiLU, to (N, out, H, W)."""
-        h = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(time)[:, :, None, None]
+        h = self.conv1(F.silu(self.norm1(x)))
+        if self.time_emb_proj is not None:
+            h = h + self.time_emb_proj(time)[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
@@ -99,7 +102,7 @@ class TwinBlock(nn.Module):
         if attentions:
             self.attentions = nn.ModuleList(attentions)
 
-    def layer(self, i: int, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    def layer(self, i: int, x: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:
         """The i-th resnet and its attention."""
         x = self.resnets[i](x, time)
         return self.attentions[i](x) if hasattr(self, "attentions") and i < len(self.attentions) else x
@@ -191,6 +194,77 @@ class TwinUNet(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
+class TwinHalf(nn.Module):
+    """`tinydiff.models.autoencoder.Encoder`, or with `up` the `Decoder`."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, widths: list[int], depth: int, groups: int, attention: bool, up: bool
+    ) -> None:
+        super().__init__()
+
+        def resnets(before: int, width: int, count: int) -> list[TwinResnet]:
+            return [TwinResnet(before if i == 0 else width, width, groups, EPS) for i in range(count)]
+
+        widths = widths[::-1] if up else widths
+        middle = widths[0] if up else widths[-1]
+        self.up = up
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.mid_block = TwinBlock(resnets(middle, middle, 2), [TwinAttention(middle, 1, groups, EPS)] if attention else [])
+        blocks = nn.ModuleList()
+        for before, width in zip([widths[0], *widths], widths):
+            block = TwinBlock(resnets(before, width, depth + up), [])
+            if len(blocks) < len(widths) - 1:
+                resample = nn.ModuleList([TwinResample(width, 1, 1) if up else TwinResample(width, 2, 0)])
+                setattr(block, "upsamplers" if up else "downsamplers", resample)
+            blocks.append(block)
+        setattr(self, "up_blocks" if up else "down_blocks", blocks)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        """Resnet, attention, resnet."""
+        return self.mid_block.layer(1, self.mid_block.layer(0, x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, in, H, W) to (N, out, H', W')."""
+        x = self.conv_in(x)
+        if self.up:
+            x = self.middle(x)
+        for block in self.up_blocks if self.up else self.down_blocks:
+            for i in range(len(block.resnets)):
+                x = block.layer(i, x)
+            if hasattr(block, "downsamplers"):
+                x = block.downsamplers[0](x)
+            if hasattr(block, "upsamplers"):
+                x = block.upsamplers[0](x, (2 * x.shape[2], 2 * x.shape[3]))
+        if not self.up:
+            x = self.middle(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class TwinAutoencoder(nn.Module):
+    """`tinydiff.models.AutoencoderKL`, built from its config."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        latent = config["latent_channels"]
+        shape = (list(config["block_out_channels"]), config["layers_per_block"], config["norm_num_groups"])
+        attention = config["mid_block_add_attention"]
+        self.encoder = TwinHalf(config["in_channels"], 2 * latent, *shape, attention, up=False)
+        self.decoder = TwinHalf(latent, config["out_channels"], *shape, attention, up=True)
+        self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1)
+        self.post_quant_conv = nn.Conv2d(latent, latent, 1)
+
+    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log-variance of the latents of x (N, C, H, W)."""
+        mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, 1)
+        return mean, logvar.clamp(-30, 20)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """(N, latent, h, w) to (N, C, H, W)."""
+        return self.decoder(self.post_quant_conv(z))
+
+
 class TwinClassifier(nn.Module):
     """`tinydiff.models.Classifier`, built from its config."""
 
@@ -214,7 +288,7 @@ class TwinClassifier(nn.Module):
 
 def twin(model: Model) -> Any:
     """The twin of one of our models, with the same weights. Raises TypeError for a model that has none."""
-    twins: dict[type, Any] = {UNet2DModel: TwinUNet, Classifier: TwinClassifier}
+    twins: dict[type, Any] = {UNet2DModel: TwinUNet, AutoencoderKL: TwinAutoencoder, Classifier: TwinClassifier}
     if type(model) not in twins:
         raise TypeError(f"{type(model).__name__} has no twin; there are {', '.join(cls.__name__ for cls in twins)}")
     made = twins[type(model)](model.config)

@@ -325,3 +325,29 @@ def test_config_round_trip() -> None:
     again = AutoencoderKL.from_config(json.loads(json.dumps(model.config)))
     assert again.config.keys() == model.config.keys()
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-9)])
+def test_twin(dtype: str, tolerance: float) -> None:
+    """Outputs and all gradients of the PyTorch twin that benchmarks compare with, from equal weights."""
+    pytest.importorskip("torch")
+    from benchmarks import twin
+
+    ours = build(TINY, dtype)
+    theirs = twin.twin(ours)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 16, 24, TINY["in_channels"])).astype(dtype)
+    latents = ours.encode(td.tensor(x))
+    back = ours.decode(latents.mean + td.ops.exp(0.5 * latents.logvar))
+    g = rng.standard_normal(back.shape).astype(dtype)
+    back.backward(g)
+    mean, logvar = theirs.encode(twin.channels_first(x))
+    expected = theirs.decode(mean + (0.5 * logvar).exp())
+    expected.backward(twin.channels_first(g))
+    np.testing.assert_allclose(latents.mean.numpy(), twin.channels_last(mean), atol=tolerance)
+    np.testing.assert_allclose(back.numpy(), twin.channels_last(expected), atol=tolerance)
+    found = twin.gradients(ours)
+    for key, parameter in theirs.named_parameters():
+        scale = max(1.0, float(parameter.grad.abs().max()))
+        np.testing.assert_allclose(found.pop(key) / scale, parameter.grad.numpy() / scale, atol=tolerance, err_msg=key)
+    assert not found

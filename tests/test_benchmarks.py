@@ -311,6 +311,18 @@ def test_samplers_agree(against: Bench) -> None:
     assert against.check(sample.case(against, "small", 2, steps=3, size=8)) is None
 
 
+def test_autoencoders_agree(against: Bench) -> None:
+    from benchmarks import autoencoder
+
+    config = autoencoder.TRAINED | {"block_out_channels": [8, 8, 8]}
+    assert against.check(autoencoder.step_case(against, 2, 16, config)) is None
+    unequal = autoencoder.step_case(against, 2, 16, config)
+    unequal.ours = autoencoder.step_case(against, 2, 16, config | {"norm_num_groups": 4}).ours
+    assert against.check(unequal) is not None
+    for case in autoencoder.whole_cases(against, 16, config):
+        assert against.check(case) is None, case.name
+
+
 def test_optimisers_agree(against: Bench) -> None:
     from benchmarks import ops
 
