@@ -28,7 +28,7 @@ TINY_UNET = {
     "norm_num_groups": 2,
     "attention_head_dim": 4,
 }
-TINY = {"batch_size": 4, "showings": 0, **{f"model.{name}": value for name, value in TINY_UNET.items()}}
+TINY = {"batch_size": 4, "showings": 0, "class_drop": 0.1, **{f"model.{name}": value for name, value in TINY_UNET.items()}}
 TINY_CLASSIFIER = {"batch_size": 8, "showings": 0, "model.widths": [4, 8], "model.norm_num_groups": 2}
 
 # A denoiser (TINY, seed 0) and a classifier (TINY_CLASSIFIER, seed 0): losses of the first ten steps of 100, from the first

@@ -7,6 +7,8 @@ import math
 import numba
 import numpy as np
 
+from tinydiff.kernels import jit  # noqa: F401 (how Numba compiles is settled before it first does)
+
 
 @numba.vectorize(["float32(float32)", "float64(float64)"], cache=True)
 def erf(x):  # type: ignore[no-untyped-def]
