@@ -166,7 +166,7 @@ class DenoiserTask(_OnPictures):
         "pad": 0,  # pixels of border added on each side
     }
     PRESETS: ClassVar[dict[str, Config]] = {
-        "small": {"model": UNET | {"block_out_channels": [32, 48, 64], "layers_per_block": 1}},
+        "small": {"model": UNET | {"block_out_channels": [32, 64, 64], "layers_per_block": 1}},
         "base": {"model": UNET | {"block_out_channels": [64, 128, 128], "layers_per_block": 2}},
     }
 
