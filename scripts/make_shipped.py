@@ -18,7 +18,10 @@ from tinydiff.pipeline import SHIPPED, model_folder
 from tinydiff.run import Run
 from tinydiff.train import train
 
-RECIPES = {"classifier": {"steps": 8000}, "denoiser": {"minutes": 10.0}}
+RECIPES = {
+    "classifier": {"steps": 8000},
+    "denoiser": {"minutes": 10.0, "class_drop": 0.1, "model.block_out_channels": [32, 48, 64]},
+}
 
 
 def ship(run: Path, name: str, half: bool) -> None:
