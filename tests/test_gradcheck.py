@@ -176,7 +176,7 @@ def test_worst_errors_shows_what_is_wrong(made):
         assert second > 0.1 or second < 1e-6
     finally:
         del SAMPLES[cube.op.name]
-    with pytest.raises(ValueError, match="unknown op 'sofmax'; did you mean softmax"):
+    with pytest.raises(ValueError, match="unknown op 'sofmax': did you mean 'softmax'"):
         worst_errors("sofmax")
 
 

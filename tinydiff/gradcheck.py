@@ -5,13 +5,13 @@ Gradients are compared for cotangents drawn at random: with all ones, softmax an
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinydiff.autograd import enable_grad, grad, no_grad
+from tinydiff.names import choose
 from tinydiff.tensor import Tensor, as_tensor
 
 SMALL = 64  # an input of up to so many elements is perturbed element by element, a larger one along random directions
@@ -80,11 +80,8 @@ def worst_errors(name: str) -> tuple[float, float]:
     """
     from tinydiff.samples import SAMPLES
 
-    if name not in SAMPLES:
-        near = difflib.get_close_matches(name, SAMPLES, 3)
-        raise ValueError(f"unknown op {name!r}; " + (f"did you mean {', '.join(near)}?" if near else "see tinydiff.ops"))
     errors = [(float("nan"), float("nan"))]
-    for sample in SAMPLES[name]:
+    for sample in choose(SAMPLES, name, "op"):
         if sample.differentiable:
             inputs = _tensors(sample.arrays)
             first = _compare(sample, inputs, [""] * len(inputs), 1e-6, np.inf, 0).worst

@@ -11,8 +11,8 @@ import numpy as np
 from tinydiff import io, models
 from tinydiff.autograd import no_grad
 from tinydiff.diffusion import KINDS, SCHEDULES, denoiser, guide, make_schedule, noise_source, sample
-from tinydiff.diffusion.names import choose
 from tinydiff.images import grid, to_uint8
+from tinydiff.names import choose
 from tinydiff.nn import Module, no_init
 from tinydiff.tensor import as_tensor
 

@@ -13,8 +13,8 @@ from tinydiff import __version__, data, images, models, ops, random
 from tinydiff.augment import jitter
 from tinydiff.autograd import no_grad
 from tinydiff.diffusion import DISTRIBUTIONS, KINDS, add_noise, make_example, make_schedule
-from tinydiff.diffusion.names import choose
 from tinydiff.models.autoencoder import LECTURE, stage_table
+from tinydiff.names import choose
 from tinydiff.nn import Module
 from tinydiff.pipeline import Pipeline, check_card, load_model
 from tinydiff.reconstruction import fidelity, measure_latents, reconstruct, side_by_side

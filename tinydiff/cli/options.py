@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tinydiff.diffusion.names import choose
+from tinydiff.names import choose
 
 T = TypeVar("T")
 MOST = 1_000_000  # pictures in one call

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .names import choose
+from tinydiff.names import choose
 
 Array = NDArray[Any]
 KINDS = {"noise": "the noise", "x0": "the clean picture", "v": "alpha * noise - sigma * x0"}

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from tinydiff.names import choose
+
 from .guidance import Predict
-from .names import choose
 from .predictions import Array, add_noise, to_x0
 from .schedules import CLEAN, Floats, Schedule
 from .timesteps import from_strength, timesteps

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .names import choose
+from tinydiff.names import choose
 
 CLEAN = -1.0  # the time of a picture without noise
 

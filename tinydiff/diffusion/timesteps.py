@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .names import choose
+from tinydiff.names import choose
+
 from .schedules import CLEAN, Floats, Schedule, karras
 
 EDM_SIGMA_MAX = 80.0  # Karras et al. 2022, table 1: beyond it a picture in [−1, 1] leaves no trace

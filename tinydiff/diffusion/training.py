@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .names import choose
+from tinydiff.names import choose
+
 from .predictions import KINDS, Array, add_noise, target
 from .schedules import Floats, Schedule
 

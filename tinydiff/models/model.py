@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any, Self
 
+from tinydiff.names import suggestion
 from tinydiff.nn import Module
 
 
@@ -37,9 +37,7 @@ class Model(Module):
         given = {name: value for name, value in config.items() if not name.startswith("_")}
         for name in given:
             if name not in defaults:
-                near = difflib.get_close_matches(name, defaults, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(defaults)}"
-                raise ValueError(f"{cls.__name__} has no config entry {name!r}; {hint}")
+                raise ValueError(f"{cls.__name__} has no config entry {name!r}: {suggestion(name, defaults)}")
         missing = [name for name, default in defaults.items() if default is inspect.Parameter.empty and name not in given]
         if missing:
             raise ValueError(f"{cls.__name__} needs the config entry {missing[0]!r}")
