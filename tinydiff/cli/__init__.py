@@ -73,10 +73,10 @@ def _fail(message: str, code: int) -> int:
 
 
 def _add_commands() -> None:
-    from tinydiff.cli import check, pictures, sample, train
+    from tinydiff.cli import check, compress, pictures, sample, train
 
     commands = (pictures.demo, train.train, sample.sample, pictures.dream, pictures.schedules)
-    for command in (*commands, check.evaluate, check.gradcheck, check.doctor, check.data):
+    for command in (*commands, compress.compress, compress.decompress, check.evaluate, check.gradcheck, check.doctor, check.data):
         cli.add_command(command)
 
 
