@@ -239,6 +239,13 @@ def test_a_picture_above_the_limit_is_refused(model: AutoencoderKL, file: bytes)
         codec.decompress(model, file, max_pixels=13 * 18 - 1)
 
 
+def test_more_latents_than_any_picture_needs() -> None:
+    data = codec.pack(np.zeros((4, 4, 65)), np.ones(65), (4, 4, 1), HASH)
+    codec.read_header(data)
+    with pytest.raises(ValueError, match="1040 latents; at most 64 are possible"):
+        codec.read_header(data, max_pixels=16)
+
+
 @pytest.mark.parametrize("payload", [b"", b"\xff" * 40, b"\0" * 40, b"\x5a" * 4])
 def test_a_payload_that_no_encoder_wrote(payload: bytes, file: bytes) -> None:
     start = 33 + 8 * 3

@@ -92,7 +92,9 @@ def load_model(run: str | Path, task: str | None = None) -> tuple[Module, dict[s
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
         raise ValueError(f"{folder / 'config.json'} describes no model: {error}") from error
     if task is not None and card["task"] != task:
-        raise ValueError(f"{run} holds a {card['task']}, and a {task} is needed here")
+        articles = {"autoencoder": "an"}
+        held, needed = (f"{articles.get(kind, 'a')} {kind}" for kind in (card["task"], task))
+        raise ValueError(f"{run} holds {held}, and {needed} is needed here")
     layouts = {name: parameter.layout for name, parameter in model.named_parameters()}
     weights = io.load_weights(folder / "model.safetensors")
     weights = {
