@@ -100,11 +100,11 @@ class Upsample2D(Module):
 class Block(Module):
     """Resnets, each with attention after it where the block has that, and a resampler where it has one."""
 
-    attentions: ModuleList[SpatialAttention] | None = None
+    attentions: ModuleList[Module] | None = None
     downsamplers: ModuleList[Downsample2D] | None = None
     upsamplers: ModuleList[Upsample2D] | None = None
 
-    def __init__(self, resnets: list[ResnetBlock2D], attentions: Sequence[SpatialAttention] = ()) -> None:
+    def __init__(self, resnets: list[ResnetBlock2D], attentions: Sequence[Module] = ()) -> None:
         self.resnets = ModuleList(resnets)
         if attentions:
             self.attentions = ModuleList(attentions)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,7 +22,138 @@ from tinydiff.nn import Conv2d, Embedding, GroupNorm, Module, ModuleList
 from tinydiff.tensor import Tensor
 
 
-class UNet2DModel(Model):
+class UNet(Model):
+    """What the UNets share: down to a low resolution and up again, skips across, and the time told to every resnet.
+
+    Args:
+        channels: of the noisy pictures, and of the predictions.
+        widths: at each resolution, the first at full size. depth: resnets in each down block; up blocks have one more.
+        time_size: numbers of the embedded time. num_class_embeds: entries of the table that is added to it, if any.
+        attention: makes what follows a resnet at a resolution (0: full size).
+        attends: whether the down blocks have attention, whether the middle has, whether the up blocks have.
+
+    Attributes:
+        gradient_checkpointing: whether each layer's inside is forgotten and computed again in backward.
+    """
+
+    with_attention: ClassVar[str]  # how the names of blocks with attention begin
+
+    def __init__(
+        self,
+        channels: tuple[int, int],
+        widths: Sequence[int],
+        depth: int,
+        groups: int,
+        eps: float,
+        time_size: int,
+        flip_sin_to_cos: bool,
+        freq_shift: int,
+        num_class_embeds: int | None,
+        downsample_padding: int,
+        attention: Callable[[int], Module],
+        attends: tuple[Sequence[bool], bool, Sequence[bool]],
+    ) -> None:
+        first, last = widths[0], len(widths) - 1
+        self.flip_sin_to_cos, self.freq_shift, self.first = flip_sin_to_cos, freq_shift, first
+        self.gradient_checkpointing = False
+
+        def resnet(in_size: int, out_size: int) -> ResnetBlock2D:
+            return ResnetBlock2D(in_size, out_size, groups, eps, time_size)
+
+        def attentions(level: int, count: int, wanted: bool) -> list[Module]:
+            return [attention(level) for _ in range(count if wanted else 0)]
+
+        self.conv_in = Conv2d(channels[0], first, 3, padding=1)
+        self.time_embedding = TimestepEmbedding(first, time_size)
+        self.class_embedding = Embedding(num_class_embeds, time_size) if num_class_embeds else None
+
+        self.down_blocks: ModuleList[Block] = ModuleList()
+        skips, before = [first], first
+        for level, width in enumerate(widths):
+            resnets = [resnet(before if j == 0 else width, width) for j in range(depth)]
+            block = Block(resnets, attentions(level, depth, attends[0][level]))
+            skips += [width] * depth
+            if level < last:
+                block.downsamplers = ModuleList([Downsample2D(width, downsample_padding)])
+                skips.append(width)
+            self.down_blocks.append(block)
+            before = width
+
+        self.mid_block = Block([resnet(before, before), resnet(before, before)], attentions(last, 1, attends[1]))
+
+        self.up_blocks: ModuleList[Block] = ModuleList()
+        for i, width in enumerate(reversed(widths)):
+            resnets = []
+            for _ in range(depth + 1):
+                resnets.append(resnet(before + skips.pop(), width))
+                before = width
+            block = Block(resnets, attentions(last - i, depth + 1, attends[2][i]))
+            if i < last:
+                block.upsamplers = ModuleList([Upsample2D(width)])
+            self.up_blocks.append(block)
+
+        self.conv_norm_out = GroupNorm(groups, first, eps, "silu")
+        self.conv_out = Conv2d(first, channels[1], 3, padding=1)
+
+    @classmethod
+    def _attending(cls, widths: Sequence[int], down: Sequence[str], up: Sequence[str]) -> tuple[list[bool], list[bool]]:
+        """Which of the named blocks have attention. Raises ValueError for unknown names, or another number than widths."""
+        if not len(widths) == len(down) == len(up):
+            raise ValueError(
+                f"{cls.__name__}: block_out_channels has {len(widths)} entries, down_block_types {len(down)}, "
+                f"up_block_types {len(up)}; they must be as many"
+            )
+        for kinds, plain in ((down, "DownBlock2D"), (up, "UpBlock2D")):
+            for kind in kinds:
+                if kind not in (plain, cls.with_attention + plain):
+                    raise ValueError(
+                        f"{cls.__name__}: unknown block type {kind!r}; use {plain!r} or '{cls.with_attention}{plain}'"
+                    )
+        return [kind != "DownBlock2D" for kind in down], [kind != "UpBlock2D" for kind in up]
+
+    def _run(self, x: Tensor, t: Any, class_labels: Any, *context: Tensor) -> Tensor:
+        """x (N, H, W, in), t (N,) or one number, class_labels (N,) if there are classes; every attention is shown `context`."""
+        if (class_labels is None) != (self.class_embedding is None):
+            told = "needs class_labels (N,)" if class_labels is None else "has no class_embedding, so class_labels can't be used"
+            raise ValueError(f"{type(self).__name__} {told}")
+        times = np.broadcast_to(np.asarray(t, np.float64), (x.shape[0],))
+        embedded = self.time_embedding(timestep_embedding(times, self.first, self.flip_sin_to_cos, self.freq_shift))
+        if self.class_embedding is not None:
+            embedded = embedded + self.class_embedding(class_labels)
+        time = ops.silu(embedded)  # every resnet starts with this
+
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.down_blocks:
+            for resnet, attention in block.layers():
+                x = self._layer(resnet, attention, x, time, *context)
+                skips.append(x)
+            if block.downsamplers is not None:
+                x = block.downsamplers[0](x)
+                skips.append(x)
+
+        first, second = self.mid_block.resnets
+        x = self._layer(first, self.mid_block.attentions and self.mid_block.attentions[0], x, time, *context)
+        x = self._layer(second, None, x, time)
+
+        for block in self.up_blocks:
+            for resnet, attention in block.layers():
+                x = self._layer(resnet, attention, ops.concat([x, skips.pop()], -1), time, *context)
+            if block.upsamplers is not None:
+                x = block.upsamplers[0](x, skips[-1].shape[1:3])
+        return self.conv_out(self.conv_norm_out(x))
+
+    def _layer(self, resnet: Module, attention: Module | None, x: Tensor, time: Tensor, *context: Tensor) -> Tensor:
+        """A resnet and its attention, forgotten and computed again in backward if `gradient_checkpointing` is set."""
+
+        def run(x: Tensor, time: Tensor, *context: Tensor) -> Tensor:
+            y = resnet(x, time)
+            return y if attention is None else attention(y, *context)
+
+        return autograd.checkpoint(run, x, time, *context) if self.gradient_checkpointing else run(x, time, *context)
+
+
+class UNet2DModel(UNet):
     """Noisy picture and time in, prediction of the same size out; optionally told the class.
 
     Args, as in the published configs:
@@ -34,6 +165,8 @@ class UNet2DModel(Model):
             the last entry is the null class, "not told".
     Raises ValueError for values that no published model of this kind uses.
     """
+
+    with_attention = "Attn"
 
     def __init__(
         self,
@@ -81,107 +214,35 @@ class UNet2DModel(Model):
             class_embed_type=(class_embed_type, None),
         )
         widths = list(block_out_channels)
-        if not len(widths) == len(down_block_types) == len(up_block_types):
-            raise ValueError(
-                f"UNet2DModel: block_out_channels has {len(widths)} entries, down_block_types {len(down_block_types)}, "
-                f"up_block_types {len(up_block_types)}; they must be as many"
-            )
-        first, time_size = widths[0], time_embedding_dim or 4 * widths[0]
-        self.flip_sin_to_cos, self.freq_shift, self.first = flip_sin_to_cos, freq_shift, first
-        self.gradient_checkpointing = False
+        down, up = self._attending(widths, down_block_types, up_block_types)
 
-        def resnet(in_size: int, out_size: int) -> ResnetBlock2D:
-            return ResnetBlock2D(in_size, out_size, norm_num_groups, norm_eps, time_size)
-
-        def attention(channels: int) -> SpatialAttention:
-            head = attention_head_dim or channels
-            if channels % head:
+        def attention(level: int) -> SpatialAttention:
+            width = widths[level]
+            head = attention_head_dim or width
+            if width % head:
                 raise ValueError(
-                    f"UNet2DModel: attention_head_dim={head} must divide the width {channels} of every block with attention"
+                    f"UNet2DModel: attention_head_dim={head} must divide the width {width} of every block with attention"
                 )
-            return SpatialAttention(channels, channels // head, head, norm_num_groups, norm_eps)
+            return SpatialAttention(width, width // head, head, norm_num_groups, norm_eps)
 
-        self.conv_in = Conv2d(in_channels, first, 3, padding=1)
-        self.time_embedding = TimestepEmbedding(first, time_size)
-        self.class_embedding = Embedding(num_class_embeds, time_size) if num_class_embeds else None
-
-        self.down_blocks: ModuleList[Block] = ModuleList()
-        skips, channels = [first], first
-        for i, (width, kind) in enumerate(zip(widths, down_block_types)):
-            resnets = [resnet(channels if j == 0 else width, width) for j in range(layers_per_block)]
-            block = Block(resnets, _attentions(kind, "Down", layers_per_block, width, attention))
-            skips += [width] * layers_per_block
-            if i < len(widths) - 1:
-                block.downsamplers = ModuleList([Downsample2D(width, downsample_padding)])
-                skips.append(width)
-            self.down_blocks.append(block)
-            channels = width
-
-        self.mid_block = Block(
-            [resnet(channels, channels), resnet(channels, channels)], [attention(channels)] if add_attention else []
+        super().__init__(
+            (in_channels, out_channels),
+            widths,
+            layers_per_block,
+            norm_num_groups,
+            norm_eps,
+            time_embedding_dim or 4 * widths[0],
+            flip_sin_to_cos,
+            freq_shift,
+            num_class_embeds,
+            downsample_padding,
+            attention,
+            (down, add_attention, up),
         )
-
-        self.up_blocks: ModuleList[Block] = ModuleList()
-        for i, (width, kind) in enumerate(zip(reversed(widths), up_block_types)):
-            resnets = []
-            for _ in range(layers_per_block + 1):
-                resnets.append(resnet(channels + skips.pop(), width))
-                channels = width
-            block = Block(resnets, _attentions(kind, "Up", layers_per_block + 1, width, attention))
-            if i < len(widths) - 1:
-                block.upsamplers = ModuleList([Upsample2D(width)])
-            self.up_blocks.append(block)
-
-        self.conv_norm_out = GroupNorm(norm_num_groups, first, norm_eps, "silu")
-        self.conv_out = Conv2d(first, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, t: Any, class_labels: Any = None) -> Tensor:
         """x (N, H, W, in_channels), t (N,) or one number in training timesteps (fractions allowed), class_labels (N,) integers.
 
         Returns (N, H, W, out_channels). Raises ValueError when labels are given to a model without classes, or not to one with.
         """
-        if (class_labels is None) != (self.class_embedding is None):
-            told = "needs class_labels (N,)" if class_labels is None else "has no class_embedding, so class_labels can't be used"
-            raise ValueError(f"UNet2DModel {told}")
-        times = np.broadcast_to(np.asarray(t, np.float64), (x.shape[0],))
-        embedded = self.time_embedding(timestep_embedding(times, self.first, self.flip_sin_to_cos, self.freq_shift))
-        if self.class_embedding is not None:
-            embedded = embedded + self.class_embedding(class_labels)
-        time = ops.silu(embedded)  # every resnet starts with this
-
-        x = self.conv_in(x)
-        skips = [x]
-        for block in self.down_blocks:
-            for resnet, attention in block.layers():
-                x = self._layer(resnet, attention, x, time)
-                skips.append(x)
-            if block.downsamplers is not None:
-                x = block.downsamplers[0](x)
-                skips.append(x)
-
-        first, second = self.mid_block.resnets
-        x = self._layer(first, self.mid_block.attentions and self.mid_block.attentions[0], x, time)
-        x = self._layer(second, None, x, time)
-
-        for block in self.up_blocks:
-            for resnet, attention in block.layers():
-                x = self._layer(resnet, attention, ops.concat([x, skips.pop()], -1), time)
-            if block.upsamplers is not None:
-                x = block.upsamplers[0](x, skips[-1].shape[1:3])
-        return self.conv_out(self.conv_norm_out(x))
-
-    def _layer(self, resnet: Module, attention: Module | None, x: Tensor, time: Tensor) -> Tensor:
-        """A resnet and its attention, forgotten and computed again in backward if `gradient_checkpointing` is set."""
-
-        def run(x: Tensor, time: Tensor) -> Tensor:
-            y = resnet(x, time)
-            return y if attention is None else attention(y)
-
-        return autograd.checkpoint(run, x, time) if self.gradient_checkpointing else run(x, time)
-
-
-def _attentions(kind: str, way: str, count: int, width: int, make: Any) -> list[SpatialAttention]:
-    """As many attentions as resnets for "Attn…" kinds, none for plain ones. Raises ValueError for other kinds."""
-    if kind not in (f"{way}Block2D", f"Attn{way}Block2D"):
-        raise ValueError(f"UNet2DModel: unknown block type {kind!r}; use '{way}Block2D' or 'Attn{way}Block2D'")
-    return [make(width) for _ in range(count)] if kind.startswith("Attn") else []
+        return self._run(x, t, class_labels)

@@ -1,0 +1,75 @@
+"""The transformer that lets a picture's pixels look at each other and at a text: names and arithmetic of Transformer2DModel."""
+
+from __future__ import annotations
+
+from tinydiff import ops
+from tinydiff.nn import Attention, Conv2d, GroupNorm, LayerNorm, Linear, Module, ModuleList
+from tinydiff.tensor import Tensor
+
+EPS = 1e-6  # of the group norm, whatever the network's other norms have
+
+
+class GEGLU(Module):
+    """h · gelu(gate), both linear in x (Shazeer 2020, "GLU variants improve transformer")."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        self.proj = Linear(in_features, 2 * out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) to (…, out)."""
+        h, gate = ops.split(self.proj(x), self.proj.weight.shape[1] // 2, axis=-1)
+        return h * ops.gelu(gate)
+
+
+class FeedForward(Module):
+    """GEGLU to four times the width, and a linear layer back. The published models have an inactive dropout between."""
+
+    def __init__(self, width: int) -> None:
+        self.net = ModuleList([GEGLU(width, 4 * width), Module(), Linear(4 * width, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, width) to the same."""
+        return self.net[2](self.net[0](x))
+
+
+class BasicTransformerBlock(Module):
+    """Self-attention, attention to the context, feed-forward; each behind a layer norm and added to its input."""
+
+    def __init__(self, width: int, heads: int, context_dim: int) -> None:
+        self.norm1 = LayerNorm(width)
+        self.attn1 = Attention(width, heads, width // heads)
+        self.norm2 = LayerNorm(width)
+        self.attn2 = Attention(width, heads, width // heads, context_dim)
+        self.norm3 = LayerNorm(width)
+        self.ff = FeedForward(width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (N, L, width) and context (N, S, context_dim) to (N, L, width)."""
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer2DModel(Module):
+    """Group norm, a projection of every pixel, transformer blocks over all pixels, a projection back, + input.
+
+    Args:
+        linear: the projections are stored as linear layers, not as 1×1 convolutions.
+    Raises ValueError if heads don't divide the width.
+    """
+
+    def __init__(self, width: int, heads: int, depth: int, context_dim: int, groups: int, linear: bool = False) -> None:
+        if heads < 1 or width % heads:
+            raise ValueError(f"Transformer2DModel: {heads} heads must divide the width {width}")
+        self.norm = GroupNorm(groups, width, EPS)
+        self.proj_in: Module = Linear(width, width) if linear else Conv2d(width, width, 1)
+        self.transformer_blocks = ModuleList(BasicTransformerBlock(width, heads, context_dim) for _ in range(depth))
+        self.proj_out: Module = Linear(width, width) if linear else Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (N, H, W, width) and context (N, S, context_dim) to (N, H, W, width)."""
+        n, h, w, c = x.shape
+        y = ops.reshape(self.proj_in(self.norm(x)), (n, h * w, c))
+        for block in self.transformer_blocks:
+            y = block(y, context)
+        return x + self.proj_out(ops.reshape(y, x.shape))
