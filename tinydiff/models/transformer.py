@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tinydiff import ops
 from tinydiff.nn import Attention, Conv2d, GroupNorm, LayerNorm, Linear, Module, ModuleList
 from tinydiff.tensor import Tensor
@@ -32,7 +34,13 @@ class FeedForward(Module):
 
 
 class BasicTransformerBlock(Module):
-    """Self-attention, attention to the context, feed-forward; each behind a layer norm and added to its input."""
+    """Self-attention, attention to the context, feed-forward; each behind a layer norm and added to its input.
+
+    Attributes:
+        observer: if set, is shown (attention, x, context) of each attention to the context.
+    """
+
+    observer: Callable[[Attention, Tensor, Tensor], None] | None = None
 
     def __init__(self, width: int, heads: int, context_dim: int) -> None:
         self.norm1 = LayerNorm(width)
@@ -45,7 +53,10 @@ class BasicTransformerBlock(Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x (N, L, width) and context (N, S, context_dim) to (N, L, width)."""
         x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context)
+        y = self.norm2(x)
+        if self.observer is not None:
+            self.observer(self.attn2, y, context)
+        x = x + self.attn2(y, context)
         return x + self.ff(self.norm3(x))
 
 

@@ -111,12 +111,20 @@ class Attention(Module):
     ) -> Tensor:
         """(N, L, query_dim) to the same. `mask` and `is_causal` as in `ops.scaled_dot_product_attention`."""
         source = x if context is None else context
-
-        def split(projected: Tensor) -> Tensor:
-            n, length = projected.shape[:2]
-            return ops.permute(ops.reshape(projected, (n, length, self.heads, self.head_dim)), (0, 2, 1, 3))
-
-        q, k, v = split(self.to_q(x)), split(self.to_k(source)), split(self.to_v(source))
+        q, k, v = self._heads(self.to_q(x)), self._heads(self.to_k(source)), self._heads(self.to_v(source))
         attended = ops.scaled_dot_product_attention(q, k, v, mask, is_causal)
         joined = ops.reshape(ops.permute(attended, (0, 2, 1, 3)), (*x.shape[:2], self.heads * self.head_dim))
         return self.to_out(joined)
+
+    def weights(self, x: Tensor, context: Tensor) -> Tensor:
+        """How much each of x (N, L, query_dim) looks at each of the context (N, S, …): (N, heads, L, S), adding up to 1 over S.
+
+        `forward` never stores these; computing them here is for looking at them.
+        """
+        q, k = self._heads(self.to_q(x)), self._heads(self.to_k(context))
+        return ops.softmax(ops.matmul(q, ops.transpose(k, -1, -2)) * self.head_dim**-0.5, -1)
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        """(N, L, heads · head_dim) to (N, heads, L, head_dim)."""
+        n, length = projected.shape[:2]
+        return ops.permute(ops.reshape(projected, (n, length, self.heads, self.head_dim)), (0, 2, 1, 3))
