@@ -13,7 +13,7 @@ import numpy as np
 import tinydiff as td
 from benchmarks.harness import Bench, Case, Row, Side
 from tinydiff.optim import EMA, AdamW, clip_grad_norm
-from tinydiff.tasks import DenoiserTask
+from tinydiff.tasks.denoiser import DenoiserTask
 
 if TYPE_CHECKING:
     from tinydiff.hooks import Profile

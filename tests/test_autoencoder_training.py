@@ -19,7 +19,8 @@ from tinydiff.models import AutoencoderKL, Classifier
 from tinydiff.pipeline import load_model
 from tinydiff.reconstruction import evaluate_autoencoder, fidelity, measure_latents, reconstruct, side_by_side
 from tinydiff.run import Run
-from tinydiff.tasks import AutoencoderTask, configure, make_task, perceptual
+from tinydiff.tasks import configure, make_task
+from tinydiff.tasks.autoencoder import AutoencoderTask, perceptual
 from tinydiff.train import Trainer, train
 
 FAST = {"steps": 6, "batch_size": 8, "width": 4, "model.norm_num_groups": 4, "showings": 1}

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tinydiff import Tensor, tasks, train
+from tinydiff import Tensor, data, tasks, train
 from tinydiff.augment import jitter
 from tinydiff.pipeline import Pipeline, load_model, sample_labels, sheet
 from tinydiff.run import Run
@@ -320,7 +320,7 @@ def loss_of_zeros(step: int = 0, **options: object) -> tuple[float, Recorder]:
 
 def test_the_loss_of_answering_nothing() -> None:
     """The mean square of the target: 1 for the noise, that of the pixels for the picture, and in between for v."""
-    pixels = tasks.data.load("digits").images
+    pixels = data.load("digits").images
     of_pixels = float(np.mean((pixels / 127.5 - 1) ** 2))
     assert loss_of_zeros(predict="noise")[0] == pytest.approx(1, abs=0.01)
     assert loss_of_zeros(predict="x0")[0] == pytest.approx(of_pixels, abs=0.02)

@@ -1,0 +1,97 @@
+"""What every task has, and what those on pictures share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from tinydiff import __version__, data, images
+from tinydiff.nn import Module
+from tinydiff.tensor import Tensor
+
+Config = dict[str, Any]
+
+COMMON: Config = {
+    "data": "digits",  # what `tinydiff.data.load` takes
+    "size": None,  # of a folder's pictures
+    "seed": 0,
+    "steps": None,  # how long to train; if None,
+    "minutes": 10.0,  # as many as fit
+    "showings": 4,  # how often it shows what it can do by now
+    "batch_size": 64,
+    "lr": 2e-3,
+    "betas": [0.9, 0.99],
+    "weight_decay": 0.01,
+    "warmup": 100,  # steps; at most a tenth of all
+    "clip": 1.0,  # of the gradient's norm
+    "ema": 0.999,  # decay of the averaged weights, which are the ones kept
+}
+
+
+class Task(Protocol):
+    """A model, its data and its loss. Randomness comes from (seed, step) alone, so that a run can stop and go on anywhere."""
+
+    DEFAULTS: ClassVar[Config]  # its own options, beside those of COMMON
+    PRESETS: ClassVar[dict[str, Config]]
+    config: Config
+    notes: tuple[str, ...]  # what the user should hear of the data
+
+    def __init__(self, config: Config) -> None: ...
+
+    def build(self) -> Module:
+        """The untrained model, the same for the same seed."""
+        ...
+
+    def loss(self, model: Module, step: int) -> Tensor:
+        """The loss of step `step`'s batch: a tensor of one element."""
+        ...
+
+    def card(self) -> Config:
+        """What is kept beside the weights: all that is needed to use the model."""
+        ...
+
+    def show(self, model: Module, step: int, folder: Path) -> dict[str, float]:
+        """Write to `folder` what the model can do by now, and return figures of merit."""
+        ...
+
+
+class OnPictures:
+    """What the tasks on (N, H, W, C) pictures with labels share: data, batches and randomness by step."""
+
+    DEFAULTS: ClassVar[Config] = {}
+    PRESETS: ClassVar[dict[str, Config]] = {}
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.data = data.load(config["data"], size=config["size"])
+        self.notes = self.data.notes
+
+    def rng(self, step: int, purpose: int = 0) -> np.random.Generator:
+        """The random generator of one step (`purpose` tells several apart)."""
+        return np.random.default_rng([self.config["seed"], step, purpose])
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Pictures in [-1, 1] (N, H, W, C) float32 and labels (N,) of step `step`."""
+        config = self.config
+        index = data.batch_indices(len(self.data.images), config["batch_size"], config["seed"], step)
+        labels = None if self.data.labels is None else self.data.labels[index]
+        return images.from_uint8(self.data.images[index]), labels
+
+    def describe(self) -> Config:
+        """What every model's card says of its data."""
+        return {
+            "task": self.config["task"],
+            "version": __version__,
+            "data": self.config["data"],
+            "size": self.config["size"],
+            "shape": list(self.data.images.shape[1:]),
+            "class_names": list(self.data.class_names),
+        }
+
+
+def check_share(config: Config, name: str) -> None:
+    """Refuse an option that is no share. Raises ValueError."""
+    if not 0 <= config[name] <= 1:
+        raise ValueError(f"option {name} = {config[name]}: it is a share; choose between 0 and 1")
