@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff.data import load, write_idx
-from tinydiff.data.dataset import SHIPPED
+from tinydiff.data import SHIPPED, load, write_idx
 
 
 def balanced_subset(labels: np.ndarray, per_class: int) -> np.ndarray:

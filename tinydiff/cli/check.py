@@ -147,10 +147,10 @@ def fetch(name: str, folder: Path | None, base_url: str | None) -> None:
 
 @data.command()
 @click.argument("spec", default="digits")
-@click.option("--size", type=click.IntRange(min=1), help="Size of a folder's pictures.")
+@click.option("--size", type=click.IntRange(min=1), help="Height and width of pictures that have no size of their own.")
 @as_json
 def info(spec: str, size: int | None, as_json: bool) -> None:
-    """What is in SPEC: digits, mnist:DIR, fashion:DIR or folder:DIR."""
+    """What is in SPEC: digits, mnist:DIR, folder:DIR, pictures, …"""
     from tinydiff import data as datasets
 
     train, test = datasets.load(spec, "train", size), datasets.load(spec, "test", size)

@@ -14,6 +14,7 @@ from tinydiff.names import choose
 
 T = TypeVar("T")
 MOST = 1_000_000  # pictures in one call
+SPECS = "digits, mnist:DIR, fashion:DIR, folder:DIR or pictures"  # written out, so that help comes without loading the data
 
 
 def find(table: Mapping[str, T], name: str, what: str) -> T:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from tinydiff.cli.options import Setting, as_json, check_device, device, find, progress
+from tinydiff.cli.options import SPECS, Setting, as_json, check_device, device, find, progress
 
 # What the last showing may have measured.
 FIGURES = ("accuracy", "psnr", "ssim", "mse")
@@ -20,12 +20,12 @@ REVIVE = "train longer, with a smaller --kl, or be content with fewer (--latent)
 @click.command()
 @click.argument("task")
 @click.option("--out", "out", required=True, type=click.Path(path_type=Path), metavar="RUN", help="Folder for the run.")
-@click.option("--data", help="digits, mnist:DIR, fashion:DIR or folder:DIR.  [default: digits]")
+@click.option("--data", help=f"{SPECS}.  [default: digits]")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Train about as long.  [default: 10]")
 @click.option("--steps", type=click.IntRange(min=1), help="Train that many steps instead.")
 @click.option("--preset", help="small or base; of an autoencoder, lecture too.  [default: small]")
 @click.option("--seed", type=click.IntRange(min=0), help="Fixes everything random.  [default: 0]")
-@click.option("--size", type=click.IntRange(min=1), help="Size of a folder's pictures.")
+@click.option("--size", type=click.IntRange(min=1), help="Height and width of pictures that have no size of their own.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Pictures a step.")
 @click.option("--lr", type=float, help="Highest learning rate.")
 @click.option("--predict", help="What the denoiser answers: noise, v or x0.")
