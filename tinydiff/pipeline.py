@@ -109,38 +109,38 @@ def weights_hash(model: Module) -> str:
     return io.hash_weights({name: io.to_disk(name, p.data, p.layout) for name, p in model.named_parameters()})
 
 
-class Pipeline:
-    """A denoiser with its card: draws pictures.
+class Conditioned:
+    """A denoiser with its card: draws what it is told, whatever kind of telling its subclass knows.
 
     Attributes:
         shape: (H, W, C) of the pictures.
-        class_names: what the classes are called; empty for a model without classes.
     """
 
     def __init__(self, model: Module, card: dict[str, Any]) -> None:
         self.model, self.card = model, card
         self.shape: tuple[int, int, int] = tuple(card["shape"])
-        self.class_names: list[str] = card["class_names"] if card["model"].get("num_class_embeds") else []
         self.schedule = make_schedule(card["schedule"])
         self.border: int = card.get("pad", 0)
-
-    @classmethod
-    def load(cls, run: str | Path) -> Pipeline:
-        """From a run folder, or the shipped model `digits`."""
-        return cls(*load_model(run, "denoiser"))
 
     @property
     def hash(self) -> str:
         """A short hash of the weights."""
         return weights_hash(self.model)
 
-    def _predict(self, x: np.ndarray, t: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        with no_grad():
-            return self.model(as_tensor(x), t, labels if self.class_names else None).numpy()
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(height, width, channels) of what the network denoises."""
+        height, width, channels = self.shape
+        return height + 2 * self.border, width + 2 * self.border, channels
 
-    def draw(
+    def _predict(self, x: np.ndarray, t: np.ndarray, condition: np.ndarray) -> np.ndarray:
+        """The network's answer to x (N, …) at times t (N,), told `condition` (N, …)."""
+        raise NotImplementedError
+
+    def sample(
         self,
-        labels: Sequence[int] | np.ndarray | None,
+        condition: np.ndarray,
+        null: Any,
         seeds: Sequence[int],
         *,
         sampler: str = "ddim",
@@ -152,29 +152,16 @@ class Pipeline:
         frames: list[np.ndarray] | None = None,
         callback: Callable[[int], None] | None = None,
     ) -> np.ndarray:
-        """One picture a seed: uint8 (N, H, W, C). Picture i depends on labels[i] and seeds[i], not on its neighbours.
+        """One picture a seed: uint8 (N, H, W, C). Picture i depends on condition[i] and seeds[i], not on its neighbours.
 
-        `eta` is ddim's. `frames` is filled with what there was at each step, noise first, and the result last, each
-        (N, H, W, C) uint8. `callback(pictures)` is called after each step with how many went through it.
-        Raises ValueError for labels that the model doesn't know, or of another number than the seeds.
+        `condition` (N, …) is what the network is told, `null` (…, or (N, …)) what it is guided away from. `eta` is ddim's.
+        `frames` is filled with what there was at each step, noise first, and the result last, each (N, H, W, C) uint8.
+        `callback(pictures)` is called after each step with how many went through it.
+        Raises ValueError for options that make no sense.
         """
-        seeds = list(seeds)
-        if not self.class_names:
-            if labels is not None:
-                raise ValueError("this model was trained without classes; leave the class out")
-            labels, guidance = np.zeros(len(seeds), np.int64), 1.0
-        elif labels is None:
-            labels = np.full(len(seeds), len(self.class_names))
-            guidance = 1.0  # the null class itself: nothing to be guided towards
-        labels = np.asarray(labels, np.int64)
-        if len(labels) != len(seeds):
-            raise ValueError(f"{len(labels)} labels for {len(seeds)} seeds; give one a picture")
-        if labels.size and not 0 <= labels.min() <= labels.max() <= len(self.class_names):
-            raise ValueError(f"classes are 0 to {len(self.class_names) - 1}; got {labels.min()} to {labels.max()}")
         if eta is not None and sampler != "ddim":
             raise ValueError(f"eta = {eta} is for the sampler ddim, not {sampler}")
-        height, width, channels = self.shape
-        size = (height + 2 * self.border, width + 2 * self.border, channels)
+        null = np.broadcast_to(np.asarray(null, condition.dtype), condition.shape)
         options: dict[str, Any] = {} if eta is None else {"eta": eta}
         if sampler in VISIBLE:
             options |= {
@@ -193,9 +180,10 @@ class Pipeline:
                 if callback is not None:
                     callback(len(x))
 
-            predict = guide(self._predict, labels[part], len(self.class_names), guidance)
+            predict = guide(self._predict, condition[part], null[part], guidance)
             denoise = denoiser(predict, self.schedule, self.card["predict"], clip)
-            x = sample(sampler, denoise, noise_source(seeds[part], size), self.schedule, steps, callback=watch, **options)
+            noise = noise_source(seeds[part], self.size)
+            x = sample(sampler, denoise, noise, self.schedule, steps, callback=watch, **options)
             if not np.isfinite(x).all():
                 raise ValueError(f"sampling gave numbers that are not finite; try other settings than {sampler} in {steps} steps")
             drawn.append(to_uint8(crop(x, self.border)))
@@ -203,6 +191,49 @@ class Pipeline:
         if frames is not None:
             frames.extend(np.concatenate(parts) for parts in zip(*films))
         return np.concatenate(drawn) if drawn else np.zeros((0, *self.shape), np.uint8)
+
+
+class Pipeline(Conditioned):
+    """A denoiser that is told the class, or nothing.
+
+    Attributes:
+        class_names: what the classes are called; empty for a model without classes.
+    """
+
+    def __init__(self, model: Module, card: dict[str, Any]) -> None:
+        super().__init__(model, card)
+        self.class_names: list[str] = card["class_names"] if card["model"].get("num_class_embeds") else []
+
+    @classmethod
+    def load(cls, run: str | Path) -> Pipeline:
+        """From a run folder, or the shipped model `digits`."""
+        return cls(*load_model(run, "denoiser"))
+
+    def _predict(self, x: np.ndarray, t: np.ndarray, condition: np.ndarray) -> np.ndarray:
+        with no_grad():
+            return self.model(as_tensor(x), t, condition if self.class_names else None).numpy()
+
+    def draw(
+        self, labels: Sequence[int] | np.ndarray | None, seeds: Sequence[int], *, guidance: float = 2.0, **settings: Any
+    ) -> np.ndarray:
+        """One picture a seed: uint8 (N, H, W, C), of class labels[i]; of any, without labels. `settings` are those of `sample`.
+
+        Raises ValueError for labels that the model doesn't know, or of another number than the seeds.
+        """
+        seeds = list(seeds)
+        if not self.class_names:
+            if labels is not None:
+                raise ValueError("this model was trained without classes; leave the class out")
+            labels, guidance = np.zeros(len(seeds), np.int64), 1.0
+        elif labels is None:
+            labels = np.full(len(seeds), len(self.class_names))
+            guidance = 1.0  # the null class itself: nothing to be guided towards
+        labels = np.asarray(labels, np.int64)
+        if len(labels) != len(seeds):
+            raise ValueError(f"{len(labels)} labels for {len(seeds)} seeds; give one a picture")
+        if labels.size and not 0 <= labels.min() <= labels.max() <= len(self.class_names):
+            raise ValueError(f"classes are 0 to {len(self.class_names) - 1}; got {labels.min()} to {labels.max()}")
+        return self.sample(labels, len(self.class_names), seeds, guidance=guidance, **settings)
 
 
 def sample_labels(classes: Sequence[int], n: int) -> np.ndarray:
