@@ -1,0 +1,59 @@
+// What all convolutions share: small arithmetic, and the epilogue, which turns a sum into what is stored.
+#pragma once
+
+#include "kernels.h"
+#include "launch.h"
+
+struct ConvSize {
+    int n, h, w, c, o, kh, kw, p, q, sh, sw, top, left;
+};
+
+// One call of conv2d (kernels.h).
+struct ConvCall {
+    int direction, precision;
+    ConvSize size;
+    int split, bias_per_sample, activation;
+    const void *bias, *residual;
+    void *x, *w, *y, *workspace;
+    uintptr_t stream;
+};
+
+// Each version: launches, or returns kUnsupported; and the bytes of workspace it needs (then only sizes are given).
+int conv_direct(const ConvCall& call);
+int64_t conv_direct_workspace(const ConvCall& call);
+
+HOST_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+DEVICE float exponential(float x) { return expf(x); }
+DEVICE double exponential(double x) { return exp(x); }
+
+template <class T>
+DEVICE T activated(T v, int activation) {
+    if (activation == kSilu) return v / (T(1) + exponential(-v));
+    if (activation == kRelu) return v < T(0) ? T(0) : v;  // NaN stays
+    return v;
+}
+
+// Applied where a result is still in a register, it spares one pass over memory for each of its parts.
+template <class T>
+struct Epilogue {
+    const T *bias, *residual;
+    int pixels_per_bias;  // p q where every sample has its own bias, else all pixels
+    int channels, activation;
+
+    DEVICE T operator()(T sum, int pixel, int channel) const {
+        if (bias) sum += ld(bias + pixel / pixels_per_bias * channels + channel);
+        if (residual) sum += ld(residual + pixel * channels + channel);
+        return activated(sum, activation);
+    }
+};
+
+template <class T>
+Epilogue<T> epilogue_of(const ConvCall& call) {
+    const ConvSize& s = call.size;
+    if (call.direction != kForward) return {nullptr, nullptr, 1, 1, kNone};
+    const int pixels = s.p * s.q * (call.bias_per_sample ? 1 : s.n);
+    return {static_cast<const T*>(call.bias), static_cast<const T*>(call.residual), pixels, s.o, call.activation};
+}
+
+inline bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
