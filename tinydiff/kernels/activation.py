@@ -17,6 +17,7 @@ from tinydiff.kernels.arrays import Kernel, load, number, plain, share, store, t
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import unpack
 from tinydiff.kernels.mathfun import bounded, one_and_exp_of_minus
+from tinydiff.kernels.memory import empty
 
 _f = np.float32
 SILU = (1.0, 0.0)
@@ -137,7 +138,7 @@ def _run(kernel: Kernel, inputs: tuple[np.ndarray, ...], *numbers: float) -> Any
     first = inputs[0]
     if not plain(*inputs) or any(a.shape != first.shape for a in inputs):
         return NotImplemented
-    out = np.empty_like(first)
+    out = empty(*first.shape)
     threads = threads_for(first.size)
     kernel(threads, *inputs, out, *numbers, first.size, threads)
     return out
@@ -206,7 +207,7 @@ def geglu(x: np.ndarray) -> Any:
     """x (…, 2C) to (…, C): the first half of the channels times the exact GELU of the second (Shazeer 2020)."""
     if not plain(x) or x.ndim == 0 or x.shape[-1] % 2:
         return NotImplemented
-    out = np.empty((*x.shape[:-1], x.shape[-1] // 2), np.float32)
+    out = empty(*x.shape[:-1], x.shape[-1] // 2)
     threads = threads_for(x.size)
     _geglu(threads, x, out, out.shape[-1], out.size // out.shape[-1], threads)
     return out
@@ -216,7 +217,7 @@ def geglu_backward(g: np.ndarray, x: np.ndarray) -> Any:
     """The gradient of x (…, 2C) from g (…, C)."""
     if not plain(g, x) or x.shape != (*g.shape[:-1], 2 * g.shape[-1]):
         return NotImplemented
-    out = np.empty_like(x)
+    out = empty(*x.shape)
     threads = threads_for(x.size)
     _geglu_backward(threads, g, x, out, g.shape[-1], g.size // g.shape[-1], threads)
     return out

@@ -9,18 +9,27 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 
-from tinydiff.kernels.jit import njit
+from tinydiff.kernels.arrays import Kernel, share, threads_for
+from tinydiff.kernels.launch import unpack
+from tinydiff.kernels.memory import address, copy, empty
 
 
-@njit(parallel=True)
-def _copy_columns(source, first, target, start, count):  # type: ignore[no-untyped-def]
+@Kernel
+def _copy_columns(args, thread):  # type: ignore[no-untyped-def]
+    """`count` floats of each row, from rows `s_stride` apart to rows `t_stride` apart."""
+    source, s_stride, target, t_stride, count, rows, threads = unpack(args, 7)
+    start, stop = share(rows, thread, threads)
+    for i in range(start, stop):
+        copy(target + 4 * i * t_stride, source + 4 * i * s_stride, count)
+
+
+def _copy(source: np.ndarray, first: int, target: np.ndarray, start: int, count: int) -> None:
     """target[:, start : start + count] = source[:, first : first + count]"""
-    for i in numba.prange(source.shape[0]):
-        for j in range(count):
-            target[i, start + j] = source[i, first + j]
+    rows, threads = len(source), threads_for(len(source) * count)
+    places = address(source) + 4 * first, source.shape[1], address(target) + 4 * start, target.shape[1]
+    _copy_columns(threads, *places, count, rows, threads)
 
 
 def _ready(*arrays: np.ndarray) -> bool:
@@ -35,10 +44,10 @@ def concat_last(arrays: Sequence[np.ndarray]) -> Any:
     """C-contiguous float32 arrays joined along the last axis, which is not empty in any; declines others."""
     if not _ready(*arrays) or not all(a.shape[-1] for a in arrays):
         return NotImplemented
-    out = np.empty((*arrays[0].shape[:-1], sum(a.shape[-1] for a in arrays)), np.float32)
+    out = empty(*arrays[0].shape[:-1], sum(a.shape[-1] for a in arrays))
     start = 0
     for a in arrays:
-        _copy_columns(_rows(a), 0, _rows(out), start, a.shape[-1])
+        _copy(_rows(a), 0, _rows(out), start, a.shape[-1])
         start += a.shape[-1]
     return out
 
@@ -50,9 +59,9 @@ def split_last(x: np.ndarray, sizes: Sequence[int], needs: Sequence[bool]) -> An
     pieces: list[np.ndarray | None] = []
     first = 0
     for size, need in zip(sizes, needs):
-        piece = np.empty((*x.shape[:-1], size), np.float32) if need else None
+        piece = empty(*x.shape[:-1], size) if need else None
         if piece is not None:
-            _copy_columns(_rows(x), first, _rows(piece), 0, size)
+            _copy(_rows(x), first, _rows(piece), 0, size)
         pieces.append(piece)
         first += size
     return tuple(pieces)

@@ -21,7 +21,7 @@ import numpy as np
 
 from tinydiff.kernels import direct, winograd
 from tinydiff.kernels.launch import launch
-from tinydiff.kernels.memory import address, scratch
+from tinydiff.kernels.memory import address, empty, scratch
 from tinydiff.kernels.microkernel import LANES, REST, ROWS, WIDTH
 
 Pair = tuple[int, int]
@@ -229,7 +229,7 @@ def conv2d(
     (n, height, width, c), (kh, kw, _, o) = x.shape, w.shape
     (top, bottom), (left, right) = padding
     size = (height + top + bottom - kh) // stride[0] + 1, (width + left + right - kw) // stride[1] + 1
-    y = np.empty((n, *size, o), np.float32)
+    y = empty(n, *size, o)
     how = force or algorithm((kh, kw), stride, c, o, (n, *size))
     if how in TILES:
         _winograd_forward(x, w, bias, residual, y, (top, left), TILES[how])
@@ -254,7 +254,7 @@ def conv2d_input_grad(
     g = np.ascontiguousarray(g)
     (n, _, _, o), (kh, kw, c, _), (height, width) = g.shape, w.shape, input_size
     (top, _), (left, _) = padding
-    dx = np.empty((n, height, width, c), np.float32)
+    dx = empty(n, height, width, c)
     how = force or algorithm((kh, kw), stride, o, c, (n, height, width))
     if stride == (1, 1) and how != "direct":
         turned, first = w[::-1, ::-1].transpose(0, 1, 3, 2), (kh - 1 - top, kw - 1 - left)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from tinydiff.kernels.conv import direct_forward, direct_weight_grad, float32
+from tinydiff.kernels.memory import empty
+from tinydiff.kernels.reduce import BLOCK, sum_axes
 
 
 def pays(m: int, k: int, n: int, *, summed: bool) -> bool:
@@ -19,12 +21,14 @@ def pays(m: int, k: int, n: int, *, summed: bool) -> bool:
     One thread each, interleaved: 0.98 to 1.1 times OpenBLAS's speed from 512 rows on, 1.0 to 1.2 summed over 3,136 rows or more;
     0.1 to 0.9 with 64 rows and less, 0.7 for 512 × 512 results summed over 512 rows.
     """
+    if m * k * n < 1 << 19:
+        return False
     return k >= 1024 and m * n <= 1 << 16 if summed else m >= 256
 
 
 def _rows(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     m, n = len(a), b.shape[1]
-    y = np.empty((m, n), np.float32)
+    y = empty(m, n)
     direct_forward(a[None, :, None], b[None, None], bias, None, y, (m, 1), (1, 1), (0, 0), (0, m * n, n, n))
     return y
 
@@ -40,12 +44,42 @@ def matmul(a: np.ndarray, b: np.ndarray) -> Any:
         columns, rows = a.T[None, :, None], np.ascontiguousarray(b)[None, :, None]
         direct_weight_grad(columns, rows, product, (1, 1), (0, 0))
         return product[0, 0]
-    return linear(a, b)
+    if not pays(a.size // a.shape[-1], b.shape[0], b.shape[1], summed=False):
+        return NotImplemented
+    rows = np.ascontiguousarray(a).reshape(-1, a.shape[-1])
+    return _rows(rows, b).reshape(*a.shape[:-1], b.shape[1])
 
 
-def linear(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None = None) -> Any:
-    """x (…, K) with w (K, N), plus bias (N,): (…, N)."""
-    if not float32(x, w, bias) or not pays(x.size // x.shape[-1], w.shape[0], w.shape[1], summed=False):
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a (M, K) with b (K, N), by whichever is faster."""
+    found = matmul(a, b)
+    return a @ b if found is NotImplemented else found
+
+
+def linear(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> Any:
+    """x (…, K) with w (K, N), plus bias (N,): (…, N), in one call and, for many rows, one pass."""
+    if not float32(x, w, bias) or x.ndim < 2:
         return NotImplemented
     rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
-    return _rows(rows, w, None if bias is None else np.ascontiguousarray(bias)).reshape(*x.shape[:-1], w.shape[1])
+    if pays(len(rows), *w.shape, summed=False):
+        y = _rows(rows, w, None if bias is None else np.ascontiguousarray(bias))
+    else:
+        y = rows @ w
+        if bias is not None:
+            y += bias
+    return y.reshape(*x.shape[:-1], w.shape[1])
+
+
+def linear_backward(g: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, needs: list[bool]) -> Any:
+    """The gradients of x, w and bias from g (…, N), each None where it isn't needed."""
+    if not float32(g):
+        return NotImplemented
+    g_rows = np.ascontiguousarray(g).reshape(-1, w.shape[1])
+    gx = _product(g_rows, w.T).reshape(x.shape) if needs[0] else None
+    gw = _product(np.ascontiguousarray(x).reshape(-1, w.shape[0]).T, g_rows) if needs[1] else None
+    gb = None
+    if bias is not None and needs[2]:
+        gb = sum_axes(g_rows, (0,)) if g_rows.size >= BLOCK * BLOCK else NotImplemented
+        if gb is NotImplemented:
+            gb = g_rows.sum(0)
+    return gx, gw, gb

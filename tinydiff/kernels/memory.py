@@ -7,6 +7,7 @@ and a call costs little. Offsets and counts are in floats; nothing checks them.
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 from typing import Any
 
@@ -18,6 +19,7 @@ from numba.extending import intrinsic
 _I8, _I64, _F32 = ir.IntType(8), ir.IntType(64), ir.FloatType()
 _FLOAT = 4  # bytes
 _LINE = 16  # floats in a cache line
+_PAGE = 1024  # floats
 _ARENA = 1 << 18  # floats: 1 MiB
 _thread = threading.local()
 
@@ -84,6 +86,19 @@ def write(typingctx, base, offset, value):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.float32), codegen
+
+
+def empty(*shape: int) -> np.ndarray:
+    """An array of float32, C-contiguous, that begins on a cache line if it is larger than one page.
+
+    NumPy's own begin 16 bytes into one, and then each of AVX-512's vectors lies in two lines.
+    """
+    count = math.prod(shape)
+    if count < _PAGE:
+        return np.empty(shape, np.float32)
+    memory = np.empty(count + _LINE, np.float32)
+    first = -address(memory) // _FLOAT % _LINE
+    return memory[first : first + count].reshape(shape)
 
 
 def scratch(*counts: int) -> tuple[np.ndarray, list[int]]:

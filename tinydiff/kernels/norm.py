@@ -18,7 +18,7 @@ from tinydiff.kernels.arrays import Kernel, add_to, load, number, plain, share, 
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import unpack
 from tinydiff.kernels.mathfun import bounded, one_and_exp_of_minus, sigmoid
-from tinydiff.kernels.memory import copy, read, scratch, write, zero
+from tinydiff.kernels.memory import copy, empty, read, scratch, write, zero
 
 WHOLE, PARTS, APPLY = range(3)  # what a launch does: whole samples, or parts of samples in two stages
 FIRST = 8  # rows whose mean the first block is centred at
@@ -286,7 +286,7 @@ def group_norm(x: np.ndarray, weight: Any, bias: Any, *, num_groups: int, eps: f
         return NotImplemented
     n, channels = x.shape[0], x.shape[-1]
     size = x.size // n
-    y = np.empty_like(x)
+    y = empty(*x.shape)
     mean, rstd = np.empty((n, num_groups), np.float32), np.empty((n, num_groups), np.float32)
     period, threads, stages = _plan(x.size, n, size // channels, channels)
     parts = None if stages == (WHOLE,) else np.empty((threads, n, 2, num_groups), np.float32)
@@ -314,7 +314,7 @@ def group_norm_backward(
         return NotImplemented
     n, channels = x.shape[0], x.shape[-1]
     size = x.size // n
-    gx = np.empty_like(x)
+    gx = empty(*x.shape)
     period, threads, stages = _plan(x.size, n, size // channels, channels)
     parts = np.empty((threads if stages == (WHOLE,) else threads * n, 2, channels), np.float32)
     _keep, (work,) = scratch(threads * 8 * period)
@@ -390,7 +390,7 @@ def layer_norm(x: np.ndarray, weight: Any, bias: Any, *, eps: float) -> Any:
         return NotImplemented
     channels = x.shape[-1]
     rows = x.size // channels
-    y, mean, rstd = np.empty_like(x), np.empty(rows, np.float32), np.empty(rows, np.float32)
+    y, mean, rstd = empty(*x.shape), np.empty(rows, np.float32), np.empty(rows, np.float32)
     weight = np.ones(channels, np.float32) if weight is None else weight
     bias = np.zeros(channels, np.float32) if bias is None else bias
     threads = min(rows, threads_for(x.size))
@@ -406,7 +406,7 @@ def layer_norm_backward(
         return NotImplemented
     channels = x.shape[-1]
     rows = x.size // channels
-    gx = np.empty_like(x)
+    gx = empty(*x.shape)
     scale = np.ones(channels, np.float32) if weight is None else weight
     threads = min(rows, threads_for(x.size))
     gweight, gbias = np.empty((threads, channels), np.float32), np.empty((threads, channels), np.float32)

@@ -8,6 +8,7 @@ import numpy as np
 
 from tinydiff.kernels.arrays import Kernel, load, plain, share, store, threads_for
 from tinydiff.kernels.launch import unpack
+from tinydiff.kernels.memory import empty
 
 _f = np.float32
 
@@ -51,7 +52,7 @@ def upsample_nearest2d(x: np.ndarray) -> Any:
     if not plain(x) or x.ndim != 4:
         return NotImplemented
     n, height, width, channels = x.shape
-    y = np.empty((n, 2 * height, 2 * width, channels), np.float32)
+    y = empty(n, 2 * height, 2 * width, channels)
     threads = min(n * height, threads_for(y.size))
     _enlarge(threads, x, y, n * height, width, channels, threads)
     return y
@@ -62,7 +63,7 @@ def upsample_nearest2d_backward(g: np.ndarray) -> Any:
     if not plain(g) or g.ndim != 4 or g.shape[1] % 2 or g.shape[2] % 2:
         return NotImplemented
     n, height, width, channels = g.shape
-    x = np.empty((n, height // 2, width // 2, channels), np.float32)
+    x = empty(n, height // 2, width // 2, channels)
     threads = min(n * height // 2, threads_for(g.size))
     _reduce(threads, g, x, n * height // 2, width // 2, channels, threads)
     return x

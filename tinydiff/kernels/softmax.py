@@ -13,7 +13,7 @@ from tinydiff.kernels.arrays import Kernel, load, plain, share, store, threads_f
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import unpack
 from tinydiff.kernels.mathfun import exp_within, from_bits, log, to_bits
-from tinydiff.kernels.memory import read
+from tinydiff.kernels.memory import empty, read
 
 _f = np.float32
 
@@ -95,7 +95,7 @@ def _rows(kernel: Kernel, *inputs: np.ndarray) -> Any:
     first = inputs[0]
     if not plain(*inputs) or first.ndim == 0 or any(a.shape != first.shape for a in inputs):
         return NotImplemented
-    out = np.empty_like(first)
+    out = empty(*first.shape)
     columns = first.shape[-1]
     rows = first.size // columns
     threads = min(rows, threads_for(first.size, 1 << 15))

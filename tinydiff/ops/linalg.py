@@ -10,6 +10,7 @@ import numpy as np
 from tinydiff import kernels
 from tinydiff.backend import Array
 from tinydiff.op import fused, op
+from tinydiff.ops.activation import SMALL
 from tinydiff.ops.elementwise import add
 from tinydiff.ops.shape import broadcast_to, reshape, transpose, unsqueeze
 from tinydiff.tensor import Tensor
@@ -27,7 +28,7 @@ def matmul(xp: Any, x: Array, y: Array) -> Array:
 @matmul.kernel("numpy")
 def _(x: Array, y: Array) -> Any:
     if x.dtype != np.float32 or x.ndim < 2 or getattr(y, "ndim", 0) < 2 or x.size * y.shape[-1] < 1 << 19:
-        return NotImplemented
+        return NotImplemented  # not worth importing Numba for
     if x.shape[-1] != y.shape[-2]:  # the definition says what is wrong; a kernel would read past the end
         return NotImplemented
     return kernels.gemm.matmul(x, y)
@@ -66,6 +67,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if bias is not None:
         y = add(y, bias)
     return y if x.ndim == 2 else reshape(y, (*x.shape[:-1], weight.shape[1]))
+
+
+@linear.kernel("numpy", above=SMALL)
+def _(x: Array, weight: Array, bias: Any) -> Any:
+    if weight.ndim != 2 or x.shape[-1] != weight.shape[0] or (bias is not None and bias.shape != weight.shape[1:]):
+        return NotImplemented  # the composition says what is wrong, or broadcasts
+    return kernels.gemm.linear(x, weight, bias)
+
+
+@linear.kernel_backward("numpy")
+def _(g: Array, x: Array, weight: Array, bias: Any, needs: Any) -> Any:
+    return kernels.gemm.linear_backward(g, x, weight, bias, needs)
 
 
 @op(name="einsum")
