@@ -21,6 +21,10 @@ struct ConvCall {
 // Each version: launches, or returns kUnsupported; and the bytes of workspace it needs (then only sizes are given).
 int conv_direct(const ConvCall& call);
 int64_t conv_direct_workspace(const ConvCall& call);
+int conv_igemm_simt(const ConvCall& call);
+int64_t conv_igemm_simt_workspace(const ConvCall& call);
+int conv_igemm_simt_64(const ConvCall& call);
+int64_t conv_igemm_simt_64_workspace(const ConvCall& call);
 
 HOST_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 

@@ -7,6 +7,8 @@ struct Entry {
 };
 constexpr Entry kVersions[] = {  // in the order of enum Version
     {conv_direct, conv_direct_workspace},
+    {conv_igemm_simt, conv_igemm_simt_workspace},
+    {conv_igemm_simt_64, conv_igemm_simt_64_workspace},
 };
 constexpr int kCount = sizeof kVersions / sizeof *kVersions;
 

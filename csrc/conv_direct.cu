@@ -1,4 +1,4 @@
-// direct: the convolution as its formula stands. Chapter one, and the oracle of all later chapters.
+// direct: the convolution as its formula stands. Chapter one, and the oracle of all later ones.
 //
 // Computes: y[n,p,q,o] = sum over r,s,c of x[n, p sh + r - top, q sw + s - left, c] w[r,s,c,o], its gradient by x, and its
 //   gradient by w; any stride, padding and kernel size, float32 and float64.

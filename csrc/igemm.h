@@ -1,0 +1,325 @@
+// Implicit GEMM: all three convolutions as one matrix product whose left and right matrices exist only as addresses.
+//
+//                     rows                columns   depth (what is summed over)
+//   forward           pixels (n, p, q)    o         (r, s, c)
+//   input gradient    pixels (n, h, w)    c         (r, s, o)
+//   weight gradient   (r, s, c)           o         pixels (n, p, q)
+//
+// Writing the left matrix out ("im2col") would copy each pixel kh kw times through memory. Instead a loader knows where each
+// element lies, and blocks fetch tiles of it straight into shared memory. An address costs divisions if it is computed anew;
+// loaders divide once, at their start, and then walk: channels last means that the next element of a row lies `depth` further,
+// and only where a row of taps ends is there a jump.
+//
+// Three walks are enough:
+//   Gather   rows of images under taps, neighbours along the depth: left side of forward and input gradient; and the weights of
+//            the input gradient, which are rows (c) of taps (r, s) and channels (o).
+//   Strided  a plain matrix, neighbours along the columns: weights of the forward pass, y of the weight gradient.
+//   Pixels   the depth is pixels, neighbours along the channels: x of the weight gradient.
+//
+// A strided input gradient falls into sh sw phases (h mod sh, w mod sw): inside one, only every sh-th tap row reaches a pixel,
+// and it is the same ones for all. Each phase is an input gradient of stride 1 with those taps; no multiplication by zeros.
+// A phase that no tap reaches has depth 0 and writes zeros.
+#pragma once
+
+#include "conv.h"
+
+constexpr int kLargestKernel = 16;  // a tap's row and column are bits of one word
+
+// A matrix whose row (n, i, j), column (r, s, c) is base[n step_n + i step_i + j step_j + r down + s right + c], or 0 where
+// i scale_h + shift_h + r sign is outside 0 ... limit_h - 1, or the like for j and s.
+template <class T>
+struct GatherView {
+    const T* base;
+    int rows, ni, nj, step_n, step_i, step_j;
+    int channels, taps_h, taps_w, down, right;
+    int scale_h, shift_h, limit_h, scale_w, shift_w, limit_w, sign;
+};
+
+// A matrix (depth, columns), `stride` elements from row to row.
+template <class T>
+struct StridedView {
+    const T* base;
+    int columns, stride;
+};
+
+// A matrix (pixels, (r, s, c)) of x.
+template <class T>
+struct PixelsView {
+    const T* base;
+    ConvSize size;
+};
+
+// Where row (n, i, j) of the product goes.
+template <class T>
+struct OutputView {
+    T* base;
+    int rows, columns, ni, nj, step_n, step_i, step_j;
+    HOST_DEVICE size_t offset(int row) const {
+        return size_t(row / nj / ni) * step_n + row / nj % ni * step_i + row % nj * step_j;
+    }
+};
+
+// Each thread serves kRows rows, kApart from each other, at one place of the depth. Without kPadded all taps are inside.
+template <class T, int kRows, int kApart, bool kPadded = true>
+struct Gather {
+    static constexpr bool kAlongDepth = true;
+    using View = GatherView<T>;
+
+    const View& view;
+    int offset[kRows];
+    uint32_t taps[kRows];  // bit r: tap row r lies on the image; bit 16 + s: tap column s does
+    int c, s, r, walked;
+
+    DEVICE Gather(const View& view, int row, int depth, int) : view(view), c(depth), s(0), r(0), walked(depth) {
+        UNROLL for (int k = 0; k < kRows; ++k) {
+            const int m = row + k * kApart, n = m / view.nj / view.ni, i = m / view.nj % view.ni, j = m % view.nj;
+            offset[k] = n * view.step_n + i * view.step_i + j * view.step_j;
+            taps[k] = 0;
+            if (m >= view.rows && !MUTANT(301, "gather: rows past the last are zeros")) continue;
+            if (!kPadded) {
+                taps[k] = ~0u;
+                continue;
+            }
+            for (int t = 0; t < view.taps_h; ++t) {
+                const int h = i * view.scale_h + view.shift_h + t * view.sign;
+                const bool above = h < 0 && !MUTANT(302, "gather: taps above the image are zeros");
+                const bool below = h >= view.limit_h && !MUTANT(303, "gather: taps below the image are zeros");
+                if (!above && !below) taps[k] |= 1u << t;
+            }
+            for (int t = 0; t < view.taps_w; ++t) {
+                const int w = j * view.scale_w + view.shift_w + t * view.sign;
+                const bool left = w < 0 && !MUTANT(304, "gather: taps left of the image are zeros");
+                const bool right = w >= view.limit_w && !MUTANT(305, "gather: taps right of the image are zeros");
+                if (!left && !right) taps[k] |= 0x10000u << t;
+            }
+        }
+        wrap(c, s, r, walked);
+    }
+
+    DEVICE void wrap(int& c, int& s, int& r, int& walked) const {
+        while (c >= view.channels) {
+            c -= view.channels;
+            walked += view.right - view.channels;
+            if (++s == view.taps_w) {
+                s = 0;
+                ++r;
+                walked += view.down - view.taps_w * view.right;
+            }
+        }
+    }
+    DEVICE void advance(int step) {
+        c += step;
+        walked += step;
+        wrap(c, s, r, walked);
+    }
+    DEVICE bool valid(int k) const { return valid(k, s, r); }
+    DEVICE bool valid(int k, int s, int r) const {
+        if (r >= view.taps_h) return MUTANT(306, "gather: the depth ends with the last tap") && (taps[k] >> 16) != 0;
+        return kPadded ? taps[k] >> r & taps[k] >> (16 + s) & 1 : taps[k] & 1;
+    }
+    DEVICE const T* source(int k) const { return view.base + (offset[k] + walked); }
+
+    // Four neighbours one by one, for channels that are no multiple of four: each may belong to another tap.
+    DEVICE void fetch(int k, T (&value)[4]) const {
+        int c1 = c, s1 = s, r1 = r, walked1 = walked;
+        UNROLL for (int e = 0; e < 4; ++e) {
+            value[e] = valid(k, s1, r1) ? ld(view.base + (offset[k] + walked1)) : T(0);
+            ++c1;
+            ++walked1;
+            wrap(c1, s1, r1, walked1);
+        }
+    }
+};
+
+// Each thread serves kRows places of the depth, kApart from each other, at one column.
+template <class T, int kRows, int kApart>
+struct Strided {
+    static constexpr bool kAlongDepth = false;
+    using View = StridedView<T>;
+
+    const View& view;
+    const T* at;
+    int column, depth, end;
+
+    DEVICE Strided(const View& view, int column, int depth, int end)
+        : view(view), at(view.base + size_t(depth) * view.stride + column), column(column), depth(depth), end(end) {}
+
+    DEVICE void advance(int step) {
+        depth += step;
+        at += size_t(step) * view.stride;
+    }
+    DEVICE bool inside(int k) const { return depth + k * kApart < end || MUTANT(311, "strided: the depth has an end"); }
+    DEVICE bool valid(int k) const {
+        return inside(k) && (column < view.columns || MUTANT(312, "strided: columns past the last are zeros"));
+    }
+    DEVICE const T* source(int k) const { return at + k * kApart * view.stride; }
+
+    DEVICE void fetch(int k, T (&value)[4]) const {
+        UNROLL for (int e = 0; e < 4; ++e) {
+            const bool there = column + e < view.columns || MUTANT(313, "strided: single columns past the last are zeros");
+            value[e] = inside(k) && there ? ld(source(k) + e) : T(0);
+        }
+    }
+};
+
+template <class T, int kRows, int kApart>
+struct Pixels {
+    static constexpr bool kAlongDepth = false;
+    using View = PixelsView<T>;
+
+    const View& view;
+    int c, s, r, column, depth, end;
+    int p[kRows], q[kRows], offset[kRows];
+
+    DEVICE Pixels(const View& view, int column, int depth, int end) : view(view), column(column), depth(depth), end(end) {
+        const ConvSize& a = view.size;
+        c = column % a.c;
+        s = column / a.c % a.kw;
+        r = column / a.c / a.kw;
+        UNROLL for (int k = 0; k < kRows; ++k) {
+            const int pixel = depth + k * kApart, n = pixel / a.q / a.p;
+            p[k] = pixel / a.q % a.p;
+            q[k] = pixel % a.q;
+            offset[k] = ((n * a.h + p[k] * a.sh - a.top) * a.w + q[k] * a.sw - a.left) * a.c;
+        }
+    }
+
+    DEVICE void advance(int step) {
+        const ConvSize& a = view.size;
+        depth += step;
+        UNROLL for (int k = 0; k < kRows; ++k) {
+            q[k] += step;
+            offset[k] += step * a.sw * a.c;
+            while (q[k] >= a.q) {
+                q[k] -= a.q;
+                offset[k] += (a.sh * a.w - a.q * a.sw) * a.c;
+                if (++p[k] == a.p) {
+                    p[k] = 0;
+                    offset[k] += (a.h - a.p * a.sh) * a.w * a.c;
+                }
+            }
+        }
+    }
+    DEVICE bool valid(int k) const { return valid(k, s, r); }
+    DEVICE bool valid(int k, int s, int r) const {
+        const ConvSize& a = view.size;
+        const int h = p[k] * a.sh - a.top + r, v = q[k] * a.sw - a.left + s;
+        return (depth + k * kApart < end || MUTANT(321, "pixels: the depth has an end")) &&
+               (r < a.kh || MUTANT(322, "pixels: columns past the last tap are zeros")) &&
+               (h >= 0 || MUTANT(323, "pixels: rows above the image are zeros")) &&
+               (h < a.h || MUTANT(324, "pixels: rows below the image are zeros")) &&
+               (v >= 0 || MUTANT(325, "pixels: columns left of the image are zeros")) &&
+               (v < a.w || MUTANT(326, "pixels: columns right of the image are zeros"));
+    }
+    DEVICE const T* source(int k, int c, int s, int r) const {
+        return view.base + (offset[k] + (r * view.size.w + s) * view.size.c + c);
+    }
+    DEVICE const T* source(int k) const { return source(k, c, s, r); }
+
+    DEVICE void fetch(int k, T (&value)[4]) const {
+        int c1 = c, s1 = s, r1 = r;
+        UNROLL for (int e = 0; e < 4; ++e) {
+            value[e] = valid(k, s1, r1) ? ld(source(k, c1, s1, r1)) : T(0);
+            if (++c1 == view.size.c) {
+                c1 = 0;
+                if (++s1 == view.size.kw) {
+                    s1 = 0;
+                    ++r1;
+                }
+            }
+        }
+    }
+};
+
+// The product that a direction is. `z` is the phase of an input gradient, or the part of a weight gradient. X, W, Y are what
+// the operands are stored as (the tensor cores' inputs may be bfloat16), and T is what the result is.
+template <class In, class T, int kDirection>
+struct Product;
+
+template <class In, class T>
+struct Product<In, T, kForward> {
+    template <int kRows, int kApart>
+    using Left = Gather<In, kRows, kApart>;
+    template <int kRows, int kApart>
+    using Right = Strided<In, kRows, kApart>;
+    GatherView<In> left;
+    StridedView<In> right;
+    OutputView<T> out;
+    int begin = 0, end;
+
+    HOST_DEVICE Product(const ConvSize& a, const In* x, const In* w, T* y, int, int)
+        : left{x - (a.top * a.w + a.left) * a.c, a.n * a.p * a.q, a.p, a.q, a.h * a.w * a.c, a.sh * a.w * a.c, a.sw * a.c,
+               a.c, a.kh, a.kw, a.w * a.c, a.c, a.sh, -a.top, a.h, a.sw, -a.left, a.w, 1},
+          right{w, a.o, a.o},
+          out{y, a.n * a.p * a.q, a.o, a.p, a.q, a.p * a.q * a.o, a.q * a.o, a.o},
+          end(a.kh * a.kw * a.c) {}
+};
+
+template <class In, class T>
+struct Product<In, T, kInputGrad> {
+    template <int kRows, int kApart>
+    using Left = Gather<In, kRows, kApart>;
+    template <int kRows, int kApart>
+    using Right = Gather<In, kRows, kApart, false>;
+    GatherView<In> left, right;
+    OutputView<T> out;
+    int begin = 0, end;
+
+    HOST_DEVICE Product(const ConvSize& a, const In* y, const In* w, T* x, int phase, int) {
+        const int fh = phase / a.sw, fw = phase % a.sw;                         // pixels h = fh + i sh, w = fw + j sw
+        const int ni = max(0, ceil_div(a.h - fh, a.sh)), nj = max(0, ceil_div(a.w - fw, a.sw));
+        const int r0 = (fh + a.top) % a.sh, s0 = (fw + a.left) % a.sw;          // the taps that reach them: r0 + t sh, ...
+        const int kh = max(0, ceil_div(a.kh - r0, a.sh)), kw = max(0, ceil_div(a.kw - s0, a.sw));
+        const int p0 = (fh + a.top - r0) / a.sh, q0 = (fw + a.left - s0) / a.sw;  // p = p0 + i - t
+        left = {y + (p0 * a.q + q0) * a.o, a.n * ni * nj, ni, nj, a.p * a.q * a.o, a.q * a.o, a.o,
+                a.o, kh, kw, -a.q * a.o, -a.o, 1, p0, a.p, 1, q0, a.q, -1};
+        right = {w + (r0 * a.kw + s0) * a.c * a.o, a.c, 1, 1, a.o, 0, 0,
+                 a.o, kh, kw, a.sh * a.kw * a.c * a.o, a.sw * a.c * a.o, 0, 0, 0, 0, 0, 0, 0};
+        out = {x + (fh * a.w + fw) * a.c, a.n * ni * nj, a.c, ni, nj, a.h * a.w * a.c, a.sh * a.w * a.c, a.sw * a.c};
+        end = kh * kw * a.o;
+    }
+};
+
+template <class In, class T>
+struct Product<In, T, kWeightGrad> {
+    template <int kRows, int kApart>
+    using Left = Pixels<In, kRows, kApart>;
+    template <int kRows, int kApart>
+    using Right = Strided<In, kRows, kApart>;
+    PixelsView<In> left;
+    StridedView<In> right;
+    OutputView<T> out;
+    int begin, end;
+
+    HOST_DEVICE Product(const ConvSize& a, const In* x, const In* y, T* parts, int part, int pixels)
+        : left{x, a},
+          right{y, a.o, a.o},
+          out{parts + size_t(part) * a.kh * a.kw * a.c * a.o, a.kh * a.kw * a.c, a.o, 1, 1, a.o, 0, 0},
+          begin(part * pixels),
+          end(min((part + 1) * pixels, a.n * a.p * a.q)) {}
+};
+
+// Rows, columns and independent products (phases, parts) of a direction: what the grid must cover.
+inline dim3 igemm_grid(const ConvCall& call, int tile_rows, int tile_columns, int split) {
+    const ConvSize& a = call.size;
+    int rows = a.n * a.p * a.q, columns = a.o, products = 1;
+    if (call.direction == kInputGrad) {
+        rows = a.n * ceil_div(a.h, a.sh) * ceil_div(a.w, a.sw);
+        columns = a.c;
+        products = a.sh * a.sw;
+    } else if (call.direction == kWeightGrad) {
+        rows = a.kh * a.kw * a.c;
+        products = split;
+    }
+    return dim3(ceil_div(rows, tile_rows), ceil_div(columns, tile_columns), products);
+}
+
+inline bool igemm_takes(const ConvSize& a) {
+    return max(a.kh, a.kw) <= kLargestKernel && min(min(a.c, a.o), min(a.kh, a.kw)) > 0;
+}
+
+// Whether 16 bytes of an operand always belong to one tap and lie at a multiple of 16.
+inline bool igemm_wide(const ConvCall& call, int chunk) {
+    const ConvSize& a = call.size;
+    return a.c % chunk == 0 && a.o % chunk == 0 && aligned16(call.x) && aligned16(call.w) && aligned16(call.y);
+}
