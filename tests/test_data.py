@@ -227,7 +227,7 @@ def test_idx_folders_that_do_not_fit_together(tmp_path: Path) -> None:
     [
         ("digit", "unknown data 'digit'; did you mean digits"),
         ("Minst:/x", "did you mean mnist"),
-        ("cifar", "Known: digits, mnist:DIR, fashion:DIR, folder:DIR"),
+        ("cifar", "Known: digits, .*mnist:DIR, fashion:DIR or folder:DIR"),
         ("", "unknown data ''"),
         ("mnist", "write mnist:DIR"),
         ("folder:", "write folder:DIR"),
@@ -246,7 +246,7 @@ def test_other_arguments_that_are_refused(tmp_path: Path) -> None:
         data.load(str(tmp_path))
     with pytest.raises(ValueError, match='unknown split \'val\'; use "train" or "test"'):
         data.load("digits", "val")
-    with pytest.raises(ValueError, match=r"applies to folder, .* only"):
+    with pytest.raises(ValueError, match=r"applies to .*folder only"):
         data.load("digits", size=32)
     with pytest.raises(ValueError, match="no pictures in"):
         data.load(f"folder:{tmp_path}")

@@ -161,6 +161,7 @@ def info(spec: str, size: int | None, as_json: bool) -> None:
         "test": len(test),
         "shape": list(train.images.shape[1:]),
         "classes": counts,
+        "captions": None if train.captions is None else list(dict.fromkeys(c for i in range(3) for c in train.captions[i][:2])),
         "notes": [*train.notes, *test.notes],
     }
     if as_json:

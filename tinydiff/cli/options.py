@@ -14,7 +14,7 @@ from tinydiff.names import choose
 
 T = TypeVar("T")
 MOST = 1_000_000  # pictures in one call
-SPECS = "digits, mnist:DIR, fashion:DIR, folder:DIR or pictures"  # written out, so that help comes without loading the data
+SPECS = "digits, shapes[:N], pictures, mnist:DIR, fashion:DIR or folder:DIR"  # so that help comes without loading them
 
 
 def find(table: Mapping[str, T], name: str, what: str) -> T:

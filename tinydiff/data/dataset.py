@@ -1,10 +1,12 @@
-"""What every source of pictures gives: pictures, whole in memory, with perhaps a class each."""
+"""What every source of pictures gives: pictures, whole in memory, with perhaps a class or captions for each."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+
+from tinydiff.data.captions import Captions
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,6 +18,7 @@ class Dataset:
         labels: int64 (N,), each from 0 up to `num_classes`; None when the pictures have no classes.
         name: what was loaded, as it was asked for.
         class_names: by label; empty without labels.
+        captions: what is said of each picture; None when nothing is.
         notes: one line for each thing that the user should hear of, such as pictures that could not be read.
     """
 
@@ -24,6 +27,7 @@ class Dataset:
     name: str
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    captions: Captions | None = None
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -31,6 +35,8 @@ class Dataset:
             raise ValueError(f"{self.name}: images must be uint8 (N, H, W, 1 or 3), got {images.dtype} {images.shape}")
         if images.size == 0:
             raise ValueError(f"{self.name} holds no pictures: its images have shape {images.shape}")
+        if self.captions is not None and len(self.captions) != len(images):
+            raise ValueError(f"{self.name}: {len(images)} images have captions for {len(self.captions)}")
         if labels is None:
             return
         if labels.dtype != np.int64 or labels.shape != (len(images),):

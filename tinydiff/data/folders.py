@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from tinydiff.data.captions import digit_captions, name_captions
 from tinydiff.data.dataset import Dataset
 from tinydiff.data.idx import read_idx
 from tinydiff.images import read_image
@@ -25,7 +27,17 @@ def load_idx(name: str, folder: Path, split: str, class_names: tuple[str, ...], 
         raise ValueError(f"{images_path} holds {images.dtype} {images.shape}; pictures are uint8 (N, H, W)")
     if labels.dtype != np.uint8 or labels.shape != images.shape[:1]:
         raise ValueError(f"{labels_path} holds {labels.dtype} {labels.shape}; {images_path.name} needs uint8 {images.shape[:1]}")
-    return Dataset(images[..., None], labels.astype(np.int64), name, class_names)
+    return _captioned(Dataset(images[..., None], labels.astype(np.int64), name, class_names), split)
+
+
+def _captioned(data: Dataset, split: str) -> Dataset:
+    """With captions made from the names of the classes, if there are any."""
+    if data.labels is None:
+        return data
+    if data.class_names == DIGITS:
+        return replace(data, captions=digit_captions(data.labels, split))
+    names = [name.replace("_", " ").lower() for name in data.class_names]
+    return replace(data, captions=name_captions(names, data.labels, split))
 
 
 def _find(folder: Path, stem: str) -> Path:
@@ -58,7 +70,7 @@ def load_folder(name: str, folder: Path, split: str, size: int) -> Dataset:
         raise ValueError(f"{name}: none of the {len(paths)} pictures in {root} can be read; the first: {broken[0]}")
     labels = np.array([classes.index(path.relative_to(root).parts[0]) for path in kept], np.int64) if labelled else None
     notes = (f"{len(broken)} of {len(paths)} pictures were skipped; the first: {broken[0]}",) if broken else ()
-    return Dataset(np.stack(images), labels, name, tuple(classes) if labelled else (), notes)
+    return _captioned(Dataset(np.stack(images), labels, name, tuple(classes) if labelled else (), notes), split)
 
 
 def _pictures(root: Path) -> Sequence[Path]:

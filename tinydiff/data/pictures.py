@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from tinydiff.cache import cached
+from tinydiff.data.captions import name_captions
 from tinydiff.data.dataset import Dataset
 from tinydiff.data.split import held_out
 
@@ -29,7 +30,7 @@ _SEXES = re.compile(r"\b(?:man|woman|person|men|women|people)\b")
 
 
 def load_pictures(name: str, split: str, size: int) -> Dataset:
-    """The drawings at size × size, RGB on white, in the order of their names, without classes.
+    """The drawings at size × size, RGB on white, in the order of their names; with captions, without classes.
 
     A tenth is held out for the test by name; what differs in sex only ("man cook", "woman cook") stays together, since the
     drawings are nearly the same. Raises ImportError without the extra, and ValueError for a size above 512.
@@ -39,7 +40,9 @@ def load_pictures(name: str, split: str, size: int) -> Dataset:
     drawings = find_drawings()
     images = cached("pictures", {"size": size, **{p: version(p) for p in PACKAGES}}, lambda: {"images": render(drawings, size)})
     chosen = [i for i, drawing in enumerate(drawings) if held_out(kin(drawing)) == (split == "test")]
-    return Dataset(images["images"][chosen], None, name)
+    names = list(drawings)
+    captions = name_captions([names[i] for i in chosen], np.arange(len(chosen)), split)
+    return Dataset(images["images"][chosen], None, name, captions=captions)
 
 
 def find_drawings() -> dict[str, Path]:

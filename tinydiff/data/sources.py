@@ -10,18 +10,39 @@ from pathlib import Path
 from tinydiff.data.dataset import Dataset
 from tinydiff.data.folders import DIGITS, FASHION, load_folder, load_idx
 from tinydiff.data.pictures import load_pictures
+from tinydiff.data.shapes import load_shapes
 
 SHIPPED = Path(__file__).parent / "shipped"
+MOST = 1_000_000
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: `spec` is all of it, `path` what stands after its colon, `size` the pictures' height and width."""
+    """What was asked for: `spec` is all of it, `argument` what stands after its colon, `size` the pictures' height and width."""
 
     spec: str
-    path: Path
+    argument: str
     split: str
     size: int
+
+    @property
+    def folder(self) -> Path:
+        """The folder that is named after the colon. Raises ValueError or FileNotFoundError if there is none."""
+        if not self.argument:
+            raise ValueError(f"{self.spec!r} names no folder; write {self.spec.partition(':')[0]}:DIR")
+        path = Path(self.argument).expanduser()
+        if not path.is_dir():
+            raise FileNotFoundError(f"{self.spec!r}: no such folder: {path}")
+        return path
+
+    @property
+    def count(self) -> int | None:
+        """The number after the colon, if there is one. Raises ValueError for anything else."""
+        if not self.argument:
+            return None
+        if not self.argument.isdecimal() or not 0 < int(self.argument) <= MOST:
+            raise ValueError(f"{self.spec!r}: after the colon stands how many there are to be, from 1 to {MOST:,}")
+        return int(self.argument)
 
 
 @dataclass(frozen=True)
@@ -30,24 +51,25 @@ class Source:
 
     Attributes:
         load: gives the Dataset.
-        argument: what stands after the colon, such as "DIR"; empty if nothing does.
+        form: how the spec is written, such as "mnist:DIR".
         size: how high and wide pictures are made where no size is given; 0 if they have a size of their own.
     """
 
     load: Callable[[Request], Dataset]
-    argument: str = ""
+    form: str
     size: int = 0
 
 
 SOURCES = {
-    "digits": Source(lambda asked: load_idx(asked.spec, SHIPPED, asked.split, DIGITS, prefix="digits-")),
-    "mnist": Source(lambda asked: load_idx(asked.spec, asked.path, asked.split, DIGITS), "DIR"),
-    "fashion": Source(lambda asked: load_idx(asked.spec, asked.path, asked.split, FASHION), "DIR"),
-    "folder": Source(lambda asked: load_folder(asked.spec, asked.path, asked.split, asked.size), "DIR", 64),
-    "pictures": Source(lambda asked: load_pictures(asked.spec, asked.split, asked.size), size=64),
+    "digits": Source(lambda asked: load_idx(asked.spec, SHIPPED, asked.split, DIGITS, prefix="digits-"), "digits"),
+    "shapes": Source(lambda asked: load_shapes(asked.spec, asked.split, asked.size, asked.count), "shapes[:N]", 32),
+    "pictures": Source(lambda asked: load_pictures(asked.spec, asked.split, asked.size), "pictures", 64),
+    "mnist": Source(lambda asked: load_idx(asked.spec, asked.folder, asked.split, DIGITS), "mnist:DIR"),
+    "fashion": Source(lambda asked: load_idx(asked.spec, asked.folder, asked.split, FASHION), "fashion:DIR"),
+    "folder": Source(lambda asked: load_folder(asked.spec, asked.folder, asked.split, asked.size), "folder:DIR", 64),
 }
-_ways = [name + (f":{source.argument}" if source.argument else "") for name, source in SOURCES.items()]
-SPECS = f"{', '.join(_ways[:-1])} or {_ways[-1]}"
+_forms = [source.form for source in SOURCES.values()]
+SPECS = f"{', '.join(_forms[:-1])} or {_forms[-1]}"
 
 
 def load(spec: str, split: str = "train", size: int | None = None) -> Dataset:
@@ -56,19 +78,20 @@ def load(spec: str, split: str = "train", size: int | None = None) -> Dataset:
     Args:
         spec: "digits" (shipped: 10,000 + 1,000 of MNIST's), "mnist:DIR" or "fashion:DIR" (a folder with the four IDX files,
             gzipped or not), "folder:DIR" (a folder of pictures; if all lie in subfolders, those are the classes), "pictures"
-            (1,900 drawings with names; needs the extra of that name).
+            (1,900 drawings with names; needs the extra of that name), "shapes" or "shapes:N" (N scenes of coloured shapes,
+            by default 20,000, and a tenth as many for the test).
         split: "train" or "test". A folder of pictures holds back every tenth for the test, unless it has the subfolders train/
             and test/ itself.
-        size: those pictures that have no size of their own are scaled, cropped or drawn to size × size (by default 64).
+        size: those pictures that have no size of their own are scaled and cropped, or drawn, to size × size (by default 64;
+            shapes 32).
 
     Raises ValueError or FileNotFoundError, or ImportError for an extra that is not installed, in one line.
     """
     if split not in ("train", "test"):
         raise ValueError(f'unknown split {split!r}; use "train" or "test"')
     kind, colon, argument = spec.partition(":")
-    kind = kind.strip()
     source = SOURCES.get(kind)
-    if source is None or (colon and not source.argument):
+    if source is None or (colon and source.form == kind):
         if Path(spec).is_dir():
             raise ValueError(f"unknown data {spec!r}; did you mean folder:{spec}? Known: {SPECS}")
         near = get_close_matches(kind.lower(), SOURCES)
@@ -76,10 +99,4 @@ def load(spec: str, split: str = "train", size: int | None = None) -> Dataset:
     if size is not None and not source.size:
         sized = ", ".join(name for name, other in SOURCES.items() if other.size)
         raise ValueError(f"size={size} applies to {sized} only; {spec!r} has a size of its own")
-    path = Path(argument).expanduser()
-    if source.argument:
-        if not argument:
-            raise ValueError(f"{spec!r} names no folder; write {kind}:{source.argument}")
-        if not path.is_dir():
-            raise FileNotFoundError(f"{spec!r}: no such folder: {path}")
-    return source.load(Request(spec, path, split, source.size if size is None else size))
+    return source.load(Request(spec, argument, split, source.size if size is None else size))
