@@ -25,6 +25,14 @@ int conv_igemm_simt(const ConvCall& call);
 int64_t conv_igemm_simt_workspace(const ConvCall& call);
 int conv_igemm_simt_64(const ConvCall& call);
 int64_t conv_igemm_simt_64_workspace(const ConvCall& call);
+int conv_igemm_async(const ConvCall& call);
+int64_t conv_igemm_async_workspace(const ConvCall& call);
+int conv_igemm_async_64(const ConvCall& call);
+int64_t conv_igemm_async_64_workspace(const ConvCall& call);
+int conv_igemm_tc(const ConvCall& call);
+int64_t conv_igemm_tc_workspace(const ConvCall& call);
+int conv_igemm_tc_64(const ConvCall& call);
+int64_t conv_igemm_tc_64_workspace(const ConvCall& call);
 
 HOST_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 

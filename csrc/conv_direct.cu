@@ -99,7 +99,7 @@ static int launch(const ConvCall& call) {
     T* result = split == 1 ? w : static_cast<T*>(call.workspace);
     const dim3 grid(ceil_div(s.kh * s.kw * s.c * s.o, kThreads), split);
     if (int error = LAUNCH(direct_weight_grad<T>, grid, kThreads, 0, call.stream, s, x, result, y, part)) return error;
-    return split == 1 ? 0 : launch_splitk_reduce<T>(call, split);
+    return split == 1 ? 0 : launch_splitk_reduce<T>(call, result, split);
 }
 
 int conv_direct(const ConvCall& call) {

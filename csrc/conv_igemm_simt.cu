@@ -51,7 +51,7 @@ static int launch(const ConvCall& call) {
     if (int error = LAUNCH((igemm_simt<T, Tile, kWide, kWeightGrad>), grid, Tile::kThreads, bytes, call.stream, call.size,
                            epilogue, x, y, result, part))
         return error;
-    return split == 1 ? 0 : launch_splitk_reduce<T>(call, split);
+    return split == 1 ? 0 : launch_splitk_reduce<T>(call, result, split);
 }
 
 template <class T, class Tile>

@@ -66,67 +66,83 @@ struct Gather {
     using View = GatherView<T>;
 
     const View& view;
+    const T* at;             // where row (0, 0, 0) has the present place of the depth
     int offset[kRows];
     uint32_t taps[kRows];  // bit r: tap row r lies on the image; bit 16 + s: tap column s does
-    int c, s, r, walked;
+    uint32_t live;         // bit k: row k has the present tap
+    int c, s, r;
 
-    DEVICE Gather(const View& view, int row, int depth, int) : view(view), c(depth), s(0), r(0), walked(depth) {
+    DEVICE Gather(const View& view, int row, int depth, int) : view(view), at(view.base + depth), c(depth), s(0), r(0) {
         UNROLL for (int k = 0; k < kRows; ++k) {
             const int m = row + k * kApart, n = m / view.nj / view.ni, i = m / view.nj % view.ni, j = m % view.nj;
             offset[k] = n * view.step_n + i * view.step_i + j * view.step_j;
             taps[k] = 0;
             if (m >= view.rows && !MUTANT(301, "gather: rows past the last are zeros")) continue;
-            if (!kPadded) {
-                taps[k] = ~0u;
-                continue;
-            }
-            for (int t = 0; t < view.taps_h; ++t) {
-                const int h = i * view.scale_h + view.shift_h + t * view.sign;
-                const bool above = h < 0 && !MUTANT(302, "gather: taps above the image are zeros");
-                const bool below = h >= view.limit_h && !MUTANT(303, "gather: taps below the image are zeros");
-                if (!above && !below) taps[k] |= 1u << t;
-            }
-            for (int t = 0; t < view.taps_w; ++t) {
-                const int w = j * view.scale_w + view.shift_w + t * view.sign;
-                const bool left = w < 0 && !MUTANT(304, "gather: taps left of the image are zeros");
-                const bool right = w >= view.limit_w && !MUTANT(305, "gather: taps right of the image are zeros");
-                if (!left && !right) taps[k] |= 0x10000u << t;
-            }
+            taps[k] = ~0u;
+            if constexpr (kPadded) taps[k] = on_image(i, j);
         }
-        wrap(c, s, r, walked);
+        wrap(at, c, s, r);
+        look();
     }
 
-    DEVICE void wrap(int& c, int& s, int& r, int& walked) const {
+    DEVICE uint32_t on_image(int i, int j) const {
+        uint32_t taps = 0;
+        for (int t = 0; t < view.taps_h; ++t) {
+            const int h = i * view.scale_h + view.shift_h + t * view.sign;
+            const bool above = h < 0 && !MUTANT(302, "gather: taps above the image are zeros");
+            const bool below = h >= view.limit_h && !MUTANT(303, "gather: taps below the image are zeros");
+            if (!above && !below) taps |= 1u << t;
+        }
+        for (int t = 0; t < view.taps_w; ++t) {
+            const int w = j * view.scale_w + view.shift_w + t * view.sign;
+            const bool left = w < 0 && !MUTANT(304, "gather: taps left of the image are zeros");
+            const bool right = w >= view.limit_w && !MUTANT(305, "gather: taps right of the image are zeros");
+            if (!left && !right) taps |= 0x10000u << t;
+        }
+        return taps;
+    }
+
+    // Past a tap's last channel: the next tap; past the last of a row of taps: the next row.
+    DEVICE void wrap(const T*& at, int& c, int& s, int& r) const {
         while (c >= view.channels) {
             c -= view.channels;
-            walked += view.right - view.channels;
+            at += view.right - view.channels;
             if (++s == view.taps_w) {
                 s = 0;
                 ++r;
-                walked += view.down - view.taps_w * view.right;
+                at += view.down - view.taps_w * view.right;
             }
         }
     }
+    DEVICE bool valid(int k, int s, int r) const {
+        if (r >= view.taps_h && !MUTANT(306, "gather: the depth ends with the last tap")) return false;
+        return kPadded ? taps[k] >> (r & 15) & taps[k] >> (16 + s) & 1 : taps[k] & 1;
+    }
+    DEVICE void look() {
+        live = 0;
+        UNROLL for (int k = 0; k < kRows; ++k) live |= uint32_t(valid(k, s, r)) << k;
+    }
+
     DEVICE void advance(int step) {
         c += step;
-        walked += step;
-        wrap(c, s, r, walked);
+        at += step;
+        if (c >= view.channels) {
+            wrap(at, c, s, r);
+            look();
+        }
     }
-    DEVICE bool valid(int k) const { return valid(k, s, r); }
-    DEVICE bool valid(int k, int s, int r) const {
-        if (r >= view.taps_h) return MUTANT(306, "gather: the depth ends with the last tap") && (taps[k] >> 16) != 0;
-        return kPadded ? taps[k] >> r & taps[k] >> (16 + s) & 1 : taps[k] & 1;
-    }
-    DEVICE const T* source(int k) const { return view.base + (offset[k] + walked); }
+    DEVICE bool valid(int k) const { return live >> k & 1; }
+    DEVICE const T* source(int k) const { return at + offset[k]; }
 
     // Four neighbours one by one, for channels that are no multiple of four: each may belong to another tap.
     DEVICE void fetch(int k, T (&value)[4]) const {
-        int c1 = c, s1 = s, r1 = r, walked1 = walked;
+        const T* at1 = at;
+        int c1 = c, s1 = s, r1 = r;
         UNROLL for (int e = 0; e < 4; ++e) {
-            value[e] = valid(k, s1, r1) ? ld(view.base + (offset[k] + walked1)) : T(0);
+            value[e] = valid(k, s1, r1) ? ld(at1 + offset[k]) : T(0);
             ++c1;
-            ++walked1;
-            wrap(c1, s1, r1, walked1);
+            ++at1;
+            wrap(at1, c1, s1, r1);
         }
     }
 };

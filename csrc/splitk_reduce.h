@@ -18,10 +18,9 @@ KERNEL void splitk_reduce(const T* parts, T* result, int count, int split) {
 }
 
 template <class T>
-int launch_splitk_reduce(const ConvCall& call, int split) {
+int launch_splitk_reduce(const ConvCall& call, const T* parts, int split) {
     const int count = call.size.kh * call.size.kw * call.size.c * call.size.o;
-    return LAUNCH(splitk_reduce<T>, ceil_div(count, 256), 256, 0, call.stream, static_cast<const T*>(call.workspace),
-                  static_cast<T*>(call.w), count, split);
+    return LAUNCH(splitk_reduce<T>, ceil_div(count, 256), 256, 0, call.stream, parts, static_cast<T*>(call.w), count, split);
 }
 
 // How many parts: as asked, else enough blocks for the largest GPUs (some 500 at work at once) while each part keeps

@@ -12,14 +12,16 @@ from tinydiff.ops import conv as definitions
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
-VERSIONS = ["direct", "igemm_simt", "igemm_simt_64"]  # in the order of enum Version
-FLOAT32_ONLY = {"igemm_simt"}
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = range(3)
 FLOAT32, FLOAT64, TF32, BF16 = range(4)
+VERSIONS = ["direct", "igemm_simt", "igemm_simt_64", "igemm_async", "igemm_async_64", "igemm_tc", "igemm_tc_64"]  # enum Version
+PRECISIONS = {"direct": [FLOAT32, FLOAT64], "igemm_simt": [FLOAT32], "igemm_simt_64": [FLOAT32, FLOAT64]}
+PRECISIONS |= {"igemm_async": [FLOAT32], "igemm_async_64": [FLOAT32], "igemm_tc": [TF32, BF16], "igemm_tc_64": [TF32, BF16]}
+MULTIPLES = {("igemm_async", FLOAT32): 4, ("igemm_tc", TF32): 4, ("igemm_tc", BF16): 8}  # what c and o must be
 UNSUPPORTED = -1
 ACTIVATIONS = {None: lambda v: v, "silu": lambda v: v / (1 + np.exp(-v)), "relu": lambda v: np.maximum(v, 0)}
 NAMES = {FORWARD: "y", INPUT_GRAD: "x", WEIGHT_GRAD: "w"}
-TOLERANCE = {FLOAT32: 1e-5, FLOAT64: 1e-13}
+TOLERANCE = {FLOAT32: 1e-5, FLOAT64: 1e-13, TF32: 2e-3, BF16: 1e-2}
 
 
 @pytest.fixture(scope="module")
@@ -81,33 +83,45 @@ PROBLEMS = [  # (n, h, w), kernel, stride, padding, (c, o)
 ]
 
 
+def takes(version, precision, channels):
+    multiple = MULTIPLES.get((version.removesuffix("_64"), precision), 1)
+    return all(c % multiple == 0 for c in channels)
+
+
 @pytest.mark.parametrize("shape", PROBLEMS)
 @pytest.mark.parametrize("direction", [FORWARD, INPUT_GRAD, WEIGHT_GRAD])
-@pytest.mark.parametrize("precision", [FLOAT32, FLOAT64])
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(("version", "precision"), [(v, p) for v in VERSIONS for p in PRECISIONS[v]])
 def test_convolutions_agree_with_the_definitions(simulator, version, precision, direction, shape):
     size, kernel, stride, padding, channels = shape
     x, w, y = problem(size, kernel, stride, padding, channels, np.float64 if precision == FLOAT64 else np.float32)
     answer = expected(direction, x, w, y, stride, padding)
     for split in (1, 3) if direction == WEIGHT_GRAD else (0,):
         code, result = convolve(simulator, version, direction, precision, x, w, y, stride, padding, split)
-        if precision == FLOAT64 and version in FLOAT32_ONLY:
+        if not takes(version, precision, channels):
             assert code == UNSUPPORTED
             continue
         assert code == 0
         np.testing.assert_allclose(result, answer, rtol=0, atol=TOLERANCE[precision] * np.abs(answer).max())
 
 
+@pytest.mark.parametrize(("version", "precision"), [(v, p) for v in VERSIONS for p in range(4) if p not in PRECISIONS[v]])
+def test_a_version_refuses_a_precision_it_has_not(simulator, version, precision):
+    x, w, y = problem((1, 4, 4), (3, 3), (1, 1), ((1, 1), (1, 1)), (8, 8), np.float64 if precision == FLOAT64 else np.float32)
+    assert convolve(simulator, version, FORWARD, precision, x, w, y, (1, 1), ((1, 1), (1, 1)))[0] == UNSUPPORTED
+
+
 @pytest.mark.parametrize(("bias", "residual", "act"), list(itertools.product([None, 1, 2], [False, True], ACTIVATIONS)))
 @pytest.mark.parametrize("version", VERSIONS)
 def test_epilogues(simulator, version, bias, residual, act):
-    size, kernel, stride, padding, (c, o) = PROBLEMS[0]
+    size, kernel, stride, padding, _ = PROBLEMS[0]
+    c, o = (8, 16) if version != "direct" else (5, 6)
+    precision = PRECISIONS[version][0]
     x, w, y = problem(size, kernel, stride, padding, (c, o), np.float32)
     rng = np.random.default_rng(1)
     b = None if bias is None else rng.standard_normal((size[0], o)[-bias:]).astype(np.float32)
     r = rng.standard_normal(y.shape).astype(np.float32) if residual else None
-    code, result = convolve(simulator, version, FORWARD, FLOAT32, x, w, y, stride, padding, bias=b, residual=r, act=act)
+    code, result = convolve(simulator, version, FORWARD, precision, x, w, y, stride, padding, bias=b, residual=r, act=act)
     answer = expected(FORWARD, x, w, y, stride, padding)
     answer = answer + (0 if b is None else b if b.ndim == 1 else b[:, None, None]) + (0 if r is None else r)
     assert code == 0
-    np.testing.assert_allclose(result, ACTIVATIONS[act](answer), rtol=0, atol=1e-5 * np.abs(answer).max())
+    np.testing.assert_allclose(result, ACTIVATIONS[act](answer), rtol=0, atol=TOLERANCE[precision] * np.abs(answer).max())
