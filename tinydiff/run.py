@@ -28,11 +28,12 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.samples = self.path / "samples"
+        self.model = self.path / "model"
         self._config = self.path / "config.json"
         self._stats = self.path / "stats.jsonl"
         self._log = self.path / "log.txt"
-        self._model = self.path / "model" / "model.safetensors"
-        self._model_config = self.path / "model" / "config.json"
+        self._model = self.model / "model.safetensors"
+        self._model_config = self.model / "config.json"
         self._state = self.path / "state" / "state.safetensors"
 
     @classmethod
@@ -100,7 +101,7 @@ class Run:
         if not isinstance(state.get("step"), int):
             raise ValueError(f"a state needs the step as an int, got {state.get('step')!r}")
         packed = json.dumps(state, allow_nan=False)
-        self._make(self.samples, self._model.parent, self._state.parent)  # a kill during `create` may have left one out
+        self._make(self.samples, self.model, self._state.parent)  # a kill during `create` may have left one out
         io.write_json(self._model_config, model_config)
         io.save_weights(self._model, model, {"step": str(state["step"]), "hash": io.hash_weights(model)})
         io.save_weights(self._state, arrays, {"state": packed})

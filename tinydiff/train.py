@@ -188,8 +188,8 @@ def train(run: Run, report: Report | None = None, task: Task | None = None) -> T
         ValueError: nothing left to do, or a config that makes no sense.
     """
     config = run.config
-    task = task or make_task(config)
     found = run.load_state()
+    task = task or make_task(config, None if found is None else run.model)
     with _Stop() as stop:
         if found is None:
             run.rewind(0)
@@ -198,6 +198,7 @@ def train(run: Run, report: Report | None = None, task: Task | None = None) -> T
                 raise Interrupted(run, 0, stop.signal)
             trainer = Trainer(task, total)
             run.log(f"{config['task']} of {trainer.model.num_parameters():,} parameters, {total} steps, {os.cpu_count()} CPUs")
+            task.store(run.model)
             trainer.save(run)
         else:
             arrays, state = found

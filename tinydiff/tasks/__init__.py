@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tinydiff.names import choose
@@ -51,10 +52,13 @@ def _same_kind(before: Any, value: Any) -> bool:
     return isinstance(value, type(before)) and isinstance(value, bool) == isinstance(before, bool)
 
 
-def make_task(config: Config) -> Task:
-    """The task that a configuration describes, with its data loaded. Raises ValueError for one that lacks something."""
+def make_task(config: Config, parts: Path | None = None) -> Task:
+    """The task that a configuration describes, with its data loaded; `parts` is the model's folder of a run that goes on.
+
+    Raises ValueError for a configuration that lacks something.
+    """
     chosen = choose(TASKS, config.get("task", ""), "task")
     missing = [name for name in {**COMMON, **chosen.DEFAULTS, "model": {}} if name not in config]
     if missing:
         raise ValueError(f"the configuration of this run lacks {', '.join(missing)}; was it made by another version?")
-    return chosen(config)
+    return chosen(config, parts)

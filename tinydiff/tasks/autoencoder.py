@@ -41,8 +41,8 @@ class AutoencoderTask(OnPictures):
         },
     }
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
+    def __init__(self, config: Config, parts: Path | None = None) -> None:
+        super().__init__(config, parts)
         for name in ("kl", "perceptual"):
             if not 0 <= config[name] < math.inf:
                 raise ValueError(f"option {name} = {config[name]}: it is a weight, at least 0")

@@ -38,7 +38,11 @@ class Task(Protocol):
     config: Config
     notes: tuple[str, ...]  # what the user should hear of the data
 
-    def __init__(self, config: Config) -> None: ...
+    def __init__(self, config: Config, parts: Path | None = None) -> None: ...
+
+    def store(self, folder: Path) -> None:
+        """Write to the model's folder what it needs beside its weights, and is not trained: once, before the first step."""
+        ...
 
     def build(self) -> Module:
         """The untrained model, the same for the same seed."""
@@ -58,12 +62,15 @@ class Task(Protocol):
 
 
 class OnPictures:
-    """What the tasks on (N, H, W, C) pictures with labels share: data, batches and randomness by step."""
+    """What the tasks on (N, H, W, C) pictures with labels share: data, batches and randomness by step.
+
+    `parts` is where `store` wrote, for a run that goes on: other runs that it was made from may be gone by then.
+    """
 
     DEFAULTS: ClassVar[Config] = {}
     PRESETS: ClassVar[dict[str, Config]] = {}
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, parts: Path | None = None) -> None:
         self.config = config
         self.data = data.load(config["data"], size=config["size"])
         self.notes = self.data.notes
@@ -72,10 +79,16 @@ class OnPictures:
         """The random generator of one step (`purpose` tells several apart)."""
         return np.random.default_rng([self.config["seed"], step, purpose])
 
+    def store(self, folder: Path) -> None:
+        """See `Task`: most models need nothing."""
+
+    def indices(self, step: int) -> np.ndarray:
+        """Which pictures step `step` sees: (N,)."""
+        return data.batch_indices(len(self.data.images), self.config["batch_size"], self.config["seed"], step)
+
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Pictures in [-1, 1] (N, H, W, C) float32 and labels (N,) of step `step`."""
-        config = self.config
-        index = data.batch_indices(len(self.data.images), config["batch_size"], config["seed"], step)
+        index = self.indices(step)
         labels = None if self.data.labels is None else self.data.labels[index]
         return images.from_uint8(self.data.images[index]), labels
 

@@ -26,8 +26,8 @@ class ClassifierTask(OnPictures):
     DEFAULTS: ClassVar[Config] = {"not_a_digit": True, "noisy": 0.3, "augment": True, "schedule": "cosine"}
     PRESETS: ClassVar[dict[str, Config]] = {"small": {"model": {}}, "base": {"model": {}}}
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
+    def __init__(self, config: Config, parts: Path | None = None) -> None:
+        super().__init__(config, parts)
         if self.data.labels is None:
             raise ValueError(f"data {config['data']!r} has no labels; a classifier needs them")
         self.schedule = make_schedule(config["schedule"])
