@@ -182,6 +182,14 @@ def test_pictures_are_read_as_what_was_drawn(size: int, blur: float, noise: floa
     assert np.mean(right) >= least
 
 
+def test_small_shapes_side_by_side_are_not_one_large_shape() -> None:
+    right = []
+    for caption in ("a small orange triangle above a small purple square", "a small red triangle above a small red circle"):
+        scene = shapes.parse(caption)
+        right += [shapes.read(shapes.draw(scene, 32, np.random.default_rng(seed))) == scene for seed in range(40)]
+    assert np.mean(right) >= 0.98
+
+
 def test_a_picture_made_without_our_drawing_is_read() -> None:
     rows, columns = np.mgrid[:64, :64]
     picture = np.full((64, 64, 3), 250, np.uint8)

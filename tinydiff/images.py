@@ -131,7 +131,7 @@ def _check_uint8(image: np.ndarray) -> None:
 
 
 def read_image(
-    path: str | Path,
+    source: str | Path | bytes,
     size: int | None = None,
     channels: int = 3,
     background: tuple[int, int, int] = WHITE,
@@ -140,6 +140,7 @@ def read_image(
     """Read any picture as uint8 (H, W, channels), upright as its EXIF says; the first frame of a film.
 
     Args:
+        source: a file, or what is in one.
         size: scale the shorter side to `size` and cut the middle out of the longer: (size, size, channels).
         channels: 3 (RGB) or 1 (grey).
         background: what shows through transparent pixels.
@@ -151,7 +152,7 @@ def read_image(
         raise ValueError(f"a picture is read with 1 or 3 channels, got {channels}")
     if size is not None and size < 1:
         raise ValueError(f"a picture's size must be at least 1, got {size}")
-    with _opened(path, FORMATS, max_pixels) as picture:
+    with _opened(source, FORMATS, max_pixels) as picture:
         if size is not None:  # lets JPEG's reader skip detail that would only be scaled away
             picture.draft(picture.mode, (2 * size, 2 * size))
         upright = _to_8_bits(ImageOps.exif_transpose(picture), background).convert("RGB" if channels == 3 else "L")
@@ -171,20 +172,20 @@ def _to_8_bits(picture: Image.Image, background: tuple[int, int, int]) -> Image.
 
 
 @contextlib.contextmanager
-def _opened(path: str | Path, formats: tuple[str, ...], max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+def _opened(source: str | Path | bytes, formats: tuple[str, ...], max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    name = f"a file of {len(source):,} bytes" if isinstance(source, bytes) else str(source)
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise FileNotFoundError(f"no such file: {source}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of size (checked here, against our own limit) and of odd metadata
-            with Image.open(path, formats=formats) as picture:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as picture:
                 width, height = picture.size
                 if width * height > max_pixels:
                     raise ValueError(f"it has {width} × {height} pixels, more than {max_pixels}; scale it down first")
                 yield picture
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not a picture ({', '.join(formats)})") from error
+        raise ValueError(f"{name} is not a picture ({', '.join(formats)})") from error
     except Exception as error:  # on a corrupt file Pillow's readers raise nearly anything, IndexError and SyntaxError too
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"cannot read the picture {path}: {reason}") from error
+        raise ValueError(f"cannot read the picture {name}: {reason}") from error

@@ -170,3 +170,31 @@ def info(spec: str, size: int | None, as_json: bool) -> None:
     for name, value in result.items():
         text = ", ".join(f"{k}: {v:,}" for k, v in value.items()) if isinstance(value, dict) else value
         print(f"{name:8}{text or 'none'}")
+
+
+@data.command()
+@click.argument("page", type=click.Path(path_type=Path))
+@click.option("--size", type=click.IntRange(1, 4096), default=64, show_default=True, help="Height and width of the pictures.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="PNG to draw the pictures to, in their order.")
+@as_json
+def pairs(page: Path, size: int, out: Path | None, as_json: bool) -> None:
+    """What --data pairs:PAGE finds: each <img> with an alt text of a saved web page, or of a folder of pages.
+
+    Opens no connection, and no file outside the page's folder.
+    """
+    import numpy as np
+
+    from tinydiff import images
+    from tinydiff.data import read_pairs
+
+    found = read_pairs(page, size)
+    rows = [{"picture": source, "captions": captions} for source, captions in zip(found.sources, found.captions)]
+    if out is not None and rows:
+        images.save_png(out, images.grid(np.stack(found.pictures), background=255))
+    if as_json:
+        print(json.dumps({"images": found.images, "pairs": rows, "skipped": dict(found.skipped)}))
+        return
+    for row in rows:
+        print(f"{row['picture']:40}  {' | '.join(row['captions'])}")
+    print(found)
+    print(f"use it with --data pairs:{page}" if rows else "no pair of a picture and a caption, so nothing to train on")

@@ -14,7 +14,7 @@ from tinydiff.names import choose
 
 T = TypeVar("T")
 MOST = 1_000_000  # pictures in one call
-SPECS = "digits, shapes[:N], pictures, mnist:DIR, fashion:DIR or folder:DIR"  # so that help comes without loading them
+SPECS = "digits, shapes[:N], pictures, page, pairs:PAGE.html, mnist:DIR, fashion:DIR or folder:DIR"  # as `data.SPECS`
 
 
 def find(table: Mapping[str, T], name: str, what: str) -> T:

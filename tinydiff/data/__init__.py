@@ -6,4 +6,5 @@ from tinydiff.data.captions import Captions
 from tinydiff.data.dataset import Dataset
 from tinydiff.data.download import fetch
 from tinydiff.data.idx import read_idx, write_idx
+from tinydiff.data.pairs import Pairs, read_pairs
 from tinydiff.data.sources import SHIPPED, SPECS, load

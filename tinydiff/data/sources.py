@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tinydiff.data.dataset import Dataset
 from tinydiff.data.folders import DIGITS, FASHION, load_folder, load_idx
+from tinydiff.data.pairs import load_pairs
 from tinydiff.data.pictures import load_pictures
 from tinydiff.data.shapes import load_shapes
 
@@ -26,14 +27,19 @@ class Request:
     size: int
 
     @property
-    def folder(self) -> Path:
-        """The folder that is named after the colon. Raises ValueError or FileNotFoundError if there is none."""
+    def path(self) -> Path:
+        """The file or folder that is named after the colon. Raises ValueError if nothing is."""
         if not self.argument:
-            raise ValueError(f"{self.spec!r} names no folder; write {self.spec.partition(':')[0]}:DIR")
-        path = Path(self.argument).expanduser()
-        if not path.is_dir():
-            raise FileNotFoundError(f"{self.spec!r}: no such folder: {path}")
-        return path
+            kind = self.spec.partition(":")[0]
+            raise ValueError(f"{self.spec!r} names no folder; write {SOURCES[kind].form}")
+        return Path(self.argument).expanduser()
+
+    @property
+    def folder(self) -> Path:
+        """As `path`. Raises FileNotFoundError if it is no folder."""
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"{self.spec!r}: no such folder: {self.path}")
+        return self.path
 
     @property
     def count(self) -> int | None:
@@ -64,6 +70,8 @@ SOURCES = {
     "digits": Source(lambda asked: load_idx(asked.spec, SHIPPED, asked.split, DIGITS, prefix="digits-"), "digits"),
     "shapes": Source(lambda asked: load_shapes(asked.spec, asked.split, asked.size, asked.count), "shapes[:N]", 32),
     "pictures": Source(lambda asked: load_pictures(asked.spec, asked.split, asked.size), "pictures", 64),
+    "page": Source(lambda asked: load_pairs(asked.spec, SHIPPED / "page" / "index.html", asked.split, asked.size), "page", 64),
+    "pairs": Source(lambda asked: load_pairs(asked.spec, asked.path, asked.split, asked.size), "pairs:PAGE.html", 64),
     "mnist": Source(lambda asked: load_idx(asked.spec, asked.folder, asked.split, DIGITS), "mnist:DIR"),
     "fashion": Source(lambda asked: load_idx(asked.spec, asked.folder, asked.split, FASHION), "fashion:DIR"),
     "folder": Source(lambda asked: load_folder(asked.spec, asked.folder, asked.split, asked.size), "folder:DIR", 64),
@@ -79,7 +87,8 @@ def load(spec: str, split: str = "train", size: int | None = None) -> Dataset:
         spec: "digits" (shipped: 10,000 + 1,000 of MNIST's), "mnist:DIR" or "fashion:DIR" (a folder with the four IDX files,
             gzipped or not), "folder:DIR" (a folder of pictures; if all lie in subfolders, those are the classes), "pictures"
             (1,900 drawings with names; needs the extra of that name), "shapes" or "shapes:N" (N scenes of coloured shapes,
-            by default 20,000, and a tenth as many for the test).
+            by default 20,000, and a tenth as many for the test), "page" (60 shipped drawings with captions),
+            "pairs:PAGE.html" or "pairs:DIR" (what a saved web page, or a folder of them, shows with an alt text).
         split: "train" or "test". A folder of pictures holds back every tenth for the test, unless it has the subfolders train/
             and test/ itself.
         size: those pictures that have no size of their own are scaled and cropped, or drawn, to size × size (by default 64;
