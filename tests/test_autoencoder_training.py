@@ -282,6 +282,8 @@ def test_commands(tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert "numbers in the picture / in the latents: 24" in done.output
     assert "psnr" in done.output and "ssim" in done.output
+    # Half-way, after the 18 training pictures were seen once, and at the end.
+    assert [path.name for path in sorted((tmp_path / "a" / "samples").iterdir())] == [f"step-{n:06d}.png" for n in (3, 5, 6)]
     done = runner.invoke(cli, ["eval", str(tmp_path / "a"), "--json"], catch_exceptions=False)
     result = json.loads(done.output)
     assert result["numbers"] == 32 and result["n"] == 2 and result["mse_pca"] is None  # 18 pictures have no 32 components

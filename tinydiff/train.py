@@ -6,13 +6,14 @@ would have had (with the same number of threads: sums are grouped by thread).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
 import statistics
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
@@ -27,6 +28,7 @@ from tinydiff.run import Run
 from tinydiff.tasks import Task, make_task
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
+MOST_GLANCES = 100  # in one training
 Report = Callable[["Trainer", dict[str, float]], None]
 
 
@@ -94,10 +96,20 @@ class Trainer:
 
     def show(self, folder: Path) -> dict[str, float]:
         """The task's pictures and figures, made with the averaged weights."""
+        with self._averaged():
+            return self.task.show(self.model, self.step, folder)
+
+    def glance(self, folder: Path) -> None:
+        """As `show`, in a hurry."""
+        with self._averaged():
+            self.task.glance(self.model, self.step, folder)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
         self.ema.swap()
         self.model.eval()
         try:
-            return self.task.show(self.model, self.step, folder)
+            yield
         finally:
             self.model.train()
             self.ema.swap()
@@ -165,15 +177,25 @@ def calibrate(task: Task, minutes: float, stop: _Stop) -> int:
         times.append(trainer.advance()["seconds"])
     if not times or stop.signal is not None:
         return 1
-    pictures, count = 0.0, task.config["showings"]
+    pictures, glance, count = 0.0, 0.0, task.config["showings"]
     if count:
-        started = perf_counter()
         with tempfile.TemporaryDirectory() as folder:
+            started = perf_counter()
             trainer.show(Path(folder))
+            shown = perf_counter()
+            trainer.glance(Path(folder))
+            glance = perf_counter() - shown
         # However short the training, half of it goes to steps.
-        pictures = min((1 + count) * (perf_counter() - started), budget / 2)
+        pictures = min((1 + count) * (shown - started) + glance, budget / 2)
     # Two hundredths go to checkpoints.
-    return max(1, int((0.98 * budget - sum(times) - pictures) / statistics.median(times)))
+    return max(1, int((0.98 * budget - sum(times) - pictures) / (statistics.median(times) + glance / max(task.epoch, 1))))
+
+
+def epoch_ends(epoch: float, total: int) -> set[int]:
+    """The steps that end an epoch of so many steps; of more than `MOST_GLANCES`, only every second, or third, …"""
+    epochs = int(total / epoch)
+    stride = max(1, -(-epochs // MOST_GLANCES))
+    return {math.ceil(epoch * i) for i in range(stride, epochs + 1, stride)}
 
 
 def train(run: Run, report: Report | None = None, task: Task | None = None) -> Trainer:
@@ -217,6 +239,7 @@ def train(run: Run, report: Report | None = None, task: Task | None = None) -> T
 def _loop(trainer: Trainer, run: Run, stop: _Stop, report: Report | None) -> None:
     count = trainer.config["showings"]
     showings = {max(1, round(trainer.total * i / count)) for i in range(1, count + 1)}
+    glances = epoch_ends(trainer.task.epoch, trainer.total)
     saved = perf_counter()
     while trainer.step < trainer.total and stop.signal is None:
         try:
@@ -227,6 +250,8 @@ def _loop(trainer: Trainer, run: Run, stop: _Stop, report: Report | None) -> Non
         if trainer.step in showings:
             row |= trainer.show(run.samples)
             run.log(", ".join(f"{name} {value:.6g}" for name, value in row.items()))
+        elif trainer.step in glances:
+            trainer.glance(run.samples)
         run.append_stats(row)
         if report is not None:
             report(trainer, row)

@@ -104,13 +104,19 @@ class AutoencoderTask(OnPictures):
         return loss
 
     def show(self, model: Module, step: int, folder: Path) -> dict[str, float]:
-        """Test pictures above what came back of them; and the latents of at most 2,000 training pictures are measured."""
+        """As `glance`, with figures of at most 500 test pictures; the latents of at most 2,000 training pictures are measured."""
         assert isinstance(model, models.AutoencoderKL)
         self.latents = measure_latents(model, self.data.images[:2000], sampled=self.config["kl"] > 0)
+        self.glance(model, step, folder)
         pictures = self.test[:500]
-        back = reconstruct(model, pictures)
-        images.save_png(folder / f"step-{step:06d}.png", side_by_side(pictures[:32], back[:32]), {"step": str(step)})
-        return fidelity(pictures, back) | {"dead_channels": len(self.latents["dead"])}
+        return fidelity(pictures, reconstruct(model, pictures)) | {"dead_channels": len(self.latents["dead"])}
+
+    def glance(self, model: Module, step: int, folder: Path) -> None:
+        """Test pictures above what came back of them."""
+        assert isinstance(model, models.AutoencoderKL)
+        pictures = self.test[:32]
+        picture = side_by_side(pictures, reconstruct(model, pictures))
+        images.save_png(folder / f"step-{step:06d}.png", picture, {"step": str(step)})
 
 
 def perceptual(classifier: Any, x: Tensor, y: Tensor) -> Tensor:

@@ -60,6 +60,15 @@ class Task(Protocol):
         """Write to `folder` what the model can do by now, and return figures of merit."""
         ...
 
+    @property
+    def epoch(self) -> float:
+        """How many steps see all of the data once."""
+        ...
+
+    def glance(self, model: Module, step: int, folder: Path) -> None:
+        """Write to `folder` what can be seen of the model for the price of a step; done after every epoch."""
+        ...
+
 
 class OnPictures:
     """What the tasks on (N, H, W, C) pictures with labels share: data, batches and randomness by step.
@@ -85,6 +94,14 @@ class OnPictures:
     def indices(self, step: int) -> np.ndarray:
         """Which pictures step `step` sees: (N,)."""
         return data.batch_indices(len(self.data.images), self.config["batch_size"], self.config["seed"], step)
+
+    @property
+    def epoch(self) -> float:
+        """See `Task`."""
+        return len(self.data.images) / self.config["batch_size"]
+
+    def glance(self, model: Module, step: int, folder: Path) -> None:
+        """See `Task`: most models are only shown."""
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Pictures in [-1, 1] (N, H, W, C) float32 and labels (N,) of step `step`."""
