@@ -21,6 +21,8 @@ struct ConvCall {
 // Each version: launches, or returns kUnsupported; and the bytes of workspace it needs (then only sizes are given).
 int conv_direct(const ConvCall& call);
 int64_t conv_direct_workspace(const ConvCall& call);
+int conv_small_c(const ConvCall& call);
+int64_t conv_small_c_workspace(const ConvCall& call);
 int conv_igemm_simt(const ConvCall& call);
 int64_t conv_igemm_simt_workspace(const ConvCall& call);
 int conv_igemm_simt_64(const ConvCall& call);
@@ -33,6 +35,8 @@ int conv_igemm_tc(const ConvCall& call);
 int64_t conv_igemm_tc_workspace(const ConvCall& call);
 int conv_igemm_tc_64(const ConvCall& call);
 int64_t conv_igemm_tc_64_workspace(const ConvCall& call);
+int conv_wino_f2(const ConvCall& call);
+int64_t conv_wino_f2_workspace(const ConvCall& call);
 
 HOST_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 

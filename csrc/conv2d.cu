@@ -7,12 +7,14 @@ struct Entry {
 };
 constexpr Entry kVersions[] = {  // in the order of enum Version
     {conv_direct, conv_direct_workspace},
+    {conv_small_c, conv_small_c_workspace},
     {conv_igemm_simt, conv_igemm_simt_workspace},
     {conv_igemm_simt_64, conv_igemm_simt_64_workspace},
     {conv_igemm_async, conv_igemm_async_workspace},
     {conv_igemm_async_64, conv_igemm_async_64_workspace},
     {conv_igemm_tc, conv_igemm_tc_workspace},
     {conv_igemm_tc_64, conv_igemm_tc_64_workspace},
+    {conv_wino_f2, conv_wino_f2_workspace},
 };
 constexpr int kCount = sizeof kVersions / sizeof *kVersions;
 

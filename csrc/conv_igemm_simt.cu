@@ -5,7 +5,8 @@
 // Tiling: a block of 256 threads computes 128 x 128 results, 8 deep a step; a thread holds 8 x 8 sums in registers, as 2 x 2
 //   squares of 4 x 4 that lie 64 apart, so that the 16 bytes which neighbouring lanes read from shared memory lie side by side.
 //   Small maps would fill too few blocks: igemm_simt_64 has tiles of 64 x 64 and 128 threads (float64 has only those, for its
-//   registers).
+//   registers). 128 registers a thread let two large blocks share a multiprocessor and hide each other's latency; the input
+//   gradient, whose both operands walk over taps, takes more.
 // Bound by: the multipliers, as it should be. A step moves 2 x 128 x 8 values for 128 x 128 x 8 multiplications: 64 for each
 //   value from memory. Inside a thread, 4 loads of 16 bytes from shared memory feed 64 multiplications.
 // What changed: in `direct` each multiplication loads both factors. Here they are loaded into shared memory once a block, into
@@ -15,7 +16,7 @@
 #include "splitk_reduce.h"
 
 template <class T, class Tile, bool kWide, int kDirection>
-KERNEL_BOUNDS(Tile::kThreads, sizeof(T) == 4 ? 2 : 1)
+KERNEL_BOUNDS(Tile::kThreads, sizeof(T) == 4 && kDirection != kInputGrad ? 2 : 1)
 igemm_simt(ConvSize size, Epilogue<T> epilogue, const T* one, const T* other, T* result, int pixels) {
     using Storage = SimtStorage<T, Tile>;
     SHARED(Storage, shared);

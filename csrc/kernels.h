@@ -17,7 +17,7 @@ enum Activation { kNone, kSilu, kRelu };
 // of zeros in front of the image; how many lie behind follows from p and q. `direction` says which of x, weight, y is written.
 // Forward: y = activation(conv + bias + residual), bias (o), or (n, o) if bias_per_sample, residual of y's shape; or null.
 // Weight gradient: the sum over pixels is cut into `split` parts (0: chosen), which does not depend on the GPU.
-enum Version { kDirect, kIgemmSimt, kIgemmSimt64, kIgemmAsync, kIgemmAsync64, kIgemmTC, kIgemmTC64 };
+enum Version { kDirect, kSmallC, kIgemmSimt, kIgemmSimt64, kIgemmAsync, kIgemmAsync64, kIgemmTC, kIgemmTC64, kWinoF2 };
 enum Direction { kForward, kInputGrad, kWeightGrad };
 
 API int conv2d(int version, int direction, int precision, int n, int h, int w, int c, int o, int kh, int kw, int p, int q,

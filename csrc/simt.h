@@ -1,6 +1,7 @@
 // The main loop on the ordinary multipliers (SIMT: each thread its own sums), double buffered. Used by igemm_simt and wino_f2.
 #pragma once
 
+#include "fours.h"
 #include "igemm.h"
 
 // A block computes kRows x kColumns of the product, a thread kRowsEach x kColumnsEach of it, kDepth deep a step.
@@ -18,33 +19,6 @@ struct SimtStorage {
     alignas(16) T left[2][Tile::kDepth][Tile::kRows + Tile::kPad];
     alignas(16) T right[2][Tile::kDepth][Tile::kColumns + Tile::kPad];
 };
-
-DEVICE void load4(const float* p, float (&v)[4]) {
-    const float4 a = load128(p);
-    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
-}
-DEVICE void load4(const double* p, double (&v)[4]) {
-    const double2 a = load128<double2>(p), b = load128<double2>(p + 2);
-    v[0] = a.x, v[1] = a.y, v[2] = b.x, v[3] = b.y;
-}
-DEVICE void lds4(const float* p, float* v) {
-    const float4 a = lds128(p);
-    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
-}
-DEVICE void lds4(const double* p, double* v) {
-    const double2 a = lds128<double2>(p), b = lds128<double2>(p + 2);
-    v[0] = a.x, v[1] = a.y, v[2] = b.x, v[3] = b.y;
-}
-DEVICE void sts4(float* p, const float (&v)[4]) { sts128(p, make_float4(v[0], v[1], v[2], v[3])); }
-DEVICE void sts4(double* p, const double (&v)[4]) {
-    sts128(p, make_double2(v[0], v[1]));
-    sts128(p + 2, make_double2(v[2], v[3]));
-}
-DEVICE void store4(float* p, const float (&v)[4]) { store128(p, make_float4(v[0], v[1], v[2], v[3])); }
-DEVICE void store4(double* p, const double (&v)[4]) {
-    store128(p, make_double2(v[0], v[1]));
-    store128(p + 2, make_double2(v[2], v[3]));
-}
 
 // One operand's way from memory to shared memory. kExtent rows (or columns), fours of neighbours shared out among the threads.
 template <class T, class Tile, template <int, int> class Walk, int kExtent, bool kWide>

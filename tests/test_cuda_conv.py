@@ -8,15 +8,24 @@ import numpy as np
 import pytest
 
 from tinydiff.cudasim import Memory, Simulator, build
+from tinydiff.kernels.convrule import DIRECTIONS, PRECISIONS, VERSIONS, ConvSize, choose
 from tinydiff.ops import conv as definitions
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = range(3)
 FLOAT32, FLOAT64, TF32, BF16 = range(4)
-VERSIONS = ["direct", "igemm_simt", "igemm_simt_64", "igemm_async", "igemm_async_64", "igemm_tc", "igemm_tc_64"]  # enum Version
-PRECISIONS = {"direct": [FLOAT32, FLOAT64], "igemm_simt": [FLOAT32], "igemm_simt_64": [FLOAT32, FLOAT64]}
-PRECISIONS |= {"igemm_async": [FLOAT32], "igemm_async_64": [FLOAT32], "igemm_tc": [TF32, BF16], "igemm_tc_64": [TF32, BF16]}
+CAN = {  # the precisions of each version
+    "direct": [FLOAT32, FLOAT64],
+    "small_c": [FLOAT32, FLOAT64],
+    "igemm_simt": [FLOAT32],
+    "igemm_simt_64": [FLOAT32, FLOAT64],
+    "igemm_async": [FLOAT32],
+    "igemm_async_64": [FLOAT32],
+    "igemm_tc": [TF32, BF16],
+    "igemm_tc_64": [TF32, BF16],
+    "wino_f2": [FLOAT32],
+}
 MULTIPLES = {("igemm_async", FLOAT32): 4, ("igemm_tc", TF32): 4, ("igemm_tc", BF16): 8}  # what c and o must be
 UNSUPPORTED = -1
 ACTIVATIONS = {None: lambda v: v, "silu": lambda v: v / (1 + np.exp(-v)), "relu": lambda v: np.maximum(v, 0)}
@@ -76,6 +85,8 @@ PROBLEMS = [  # (n, h, w), kernel, stride, padding, (c, o)
     ((2, 5, 7), (3, 3), (1, 1), ((1, 1), (1, 1)), (5, 6)),
     ((1, 1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)), (3, 2)),
     ((1, 8, 9), (3, 2), (2, 3), ((0, 1), (2, 0)), (4, 8)),
+    ((2, 7, 6), (3, 3), (1, 1), ((1, 0), (2, 1)), (3, 70)),
+    ((3, 5, 5), (3, 3), (1, 1), ((0, 2), (1, 1)), (70, 3)),
     ((1, 9, 8), (7, 5), (3, 2), ((3, 2), (1, 3)), (2, 3)),
     ((2, 6, 6), (1, 1), (2, 2), ((0, 0), (0, 0)), (8, 4)),  # phases without a tap
     ((2, 9, 8), (3, 3), (1, 1), ((1, 1), (1, 1)), (16, 132)),  # several blocks either way
@@ -83,28 +94,36 @@ PROBLEMS = [  # (n, h, w), kernel, stride, padding, (c, o)
 ]
 
 
-def takes(version, precision, channels):
+def takes(version, precision, direction, shape):
+    _, kernel, stride, _, channels = shape
+    if version == "wino_f2":
+        return direction != WEIGHT_GRAD and kernel == (3, 3) and stride == (1, 1)
+    if version == "small_c":
+        shared = 48 * 1024 // (8 if precision == FLOAT64 else 4) // (kernel[0] * kernel[1])
+        few_in, few_out = channels if direction == FORWARD else channels[::-1]
+        fits = (few_in <= 4 and few_in * 64 <= shared) or (few_out <= 4 and few_in * few_out <= shared)
+        return fits and (direction == FORWARD or (direction == INPUT_GRAD and stride == (1, 1)))
     multiple = MULTIPLES.get((version.removesuffix("_64"), precision), 1)
     return all(c % multiple == 0 for c in channels)
 
 
 @pytest.mark.parametrize("shape", PROBLEMS)
 @pytest.mark.parametrize("direction", [FORWARD, INPUT_GRAD, WEIGHT_GRAD])
-@pytest.mark.parametrize(("version", "precision"), [(v, p) for v in VERSIONS for p in PRECISIONS[v]])
+@pytest.mark.parametrize(("version", "precision"), [(v, p) for v in VERSIONS for p in CAN[v]])
 def test_convolutions_agree_with_the_definitions(simulator, version, precision, direction, shape):
     size, kernel, stride, padding, channels = shape
     x, w, y = problem(size, kernel, stride, padding, channels, np.float64 if precision == FLOAT64 else np.float32)
     answer = expected(direction, x, w, y, stride, padding)
     for split in (1, 3) if direction == WEIGHT_GRAD else (0,):
         code, result = convolve(simulator, version, direction, precision, x, w, y, stride, padding, split)
-        if not takes(version, precision, channels):
+        if not takes(version, precision, direction, shape):
             assert code == UNSUPPORTED
             continue
         assert code == 0
         np.testing.assert_allclose(result, answer, rtol=0, atol=TOLERANCE[precision] * np.abs(answer).max())
 
 
-@pytest.mark.parametrize(("version", "precision"), [(v, p) for v in VERSIONS for p in range(4) if p not in PRECISIONS[v]])
+@pytest.mark.parametrize(("version", "precision"), [(v, p) for v in VERSIONS for p in range(4) if p not in CAN[v]])
 def test_a_version_refuses_a_precision_it_has_not(simulator, version, precision):
     x, w, y = problem((1, 4, 4), (3, 3), (1, 1), ((1, 1), (1, 1)), (8, 8), np.float64 if precision == FLOAT64 else np.float32)
     assert convolve(simulator, version, FORWARD, precision, x, w, y, (1, 1), ((1, 1), (1, 1)))[0] == UNSUPPORTED
@@ -114,8 +133,8 @@ def test_a_version_refuses_a_precision_it_has_not(simulator, version, precision)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_epilogues(simulator, version, bias, residual, act):
     size, kernel, stride, padding, _ = PROBLEMS[0]
-    c, o = (8, 16) if version != "direct" else (5, 6)
-    precision = PRECISIONS[version][0]
+    c, o = (8, 16) if version.startswith("igemm") else (3, 6)
+    precision = CAN[version][0]
     x, w, y = problem(size, kernel, stride, padding, (c, o), np.float32)
     rng = np.random.default_rng(1)
     b = None if bias is None else rng.standard_normal((size[0], o)[-bias:]).astype(np.float32)
@@ -125,3 +144,69 @@ def test_epilogues(simulator, version, bias, residual, act):
     answer = answer + (0 if b is None else b if b.ndim == 1 else b[:, None, None]) + (0 if r is None else r)
     assert code == 0
     np.testing.assert_allclose(result, ACTIVATIONS[act](answer), rtol=0, atol=TOLERANCE[precision] * np.abs(answer).max())
+
+
+LEVEL = {"image": (1, 64, 64), "kernel": (3, 3), "stride": (1, 1), "channels": (64, 128), "batch": 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "direction", "precision", "capability", "aligned", "chosen"),
+    [
+        ({}, "forward", "float32", (8, 0), True, ("wino_f2", "float32")),
+        ({}, "forward", "float32", (7, 5), False, ("wino_f2", "float32")),
+        ({}, "weight_grad", "float32", (8, 0), True, ("igemm_async", "float32")),
+        ({"channels": (32, 128)}, "forward", "float32", (8, 0), True, ("igemm_async", "float32")),
+        ({"channels": (32, 128)}, "forward", "float32", (7, 5), True, ("igemm_simt", "float32")),
+        ({"channels": (32, 128)}, "forward", "float32", (8, 0), False, ("igemm_simt", "float32")),
+        ({"channels": (32, 130)}, "forward", "float32", (8, 0), True, ("igemm_simt", "float32")),
+        ({"channels": (32, 64)}, "forward", "float32", (8, 0), True, ("igemm_async_64", "float32")),
+        ({"channels": (32, 128), "batch": 1}, "forward", "float32", (8, 0), True, ("igemm_async_64", "float32")),
+        ({"stride": (2, 2)}, "input_grad", "float32", (8, 0), True, ("igemm_async_64", "float32")),
+        ({"stride": (2, 2), "channels": (128, 128)}, "input_grad", "float32", (8, 0), True, ("igemm_async", "float32")),
+        ({}, "forward", "tf32", (8, 0), True, ("igemm_tc", "tf32")),
+        ({}, "forward", "tf32", (7, 5), True, ("wino_f2", "float32")),
+        ({"channels": (64, 132)}, "forward", "bf16", (9, 0), True, ("wino_f2", "float32")),
+        ({"channels": (64, 136)}, "forward", "bf16", (9, 0), True, ("igemm_tc", "bf16")),
+        ({}, "forward", "float64", (8, 0), True, ("igemm_simt_64", "float64")),
+        ({"channels": (3, 64)}, "forward", "tf32", (8, 0), True, ("small_c", "float32")),
+        ({"channels": (3, 64)}, "weight_grad", "float32", (8, 0), True, ("igemm_simt_64", "float32")),
+        ({"channels": (64, 3)}, "input_grad", "float64", (8, 0), True, ("small_c", "float64")),
+        ({"channels": (64, 4), "stride": (2, 2)}, "input_grad", "float32", (8, 0), True, ("igemm_async_64", "float32")),
+        ({"channels": (2000, 1)}, "forward", "float32", (8, 0), True, ("igemm_simt_64", "float32")),
+        ({"kernel": (3, 17)}, "forward", "tf32", (8, 0), True, ("direct", "float32")),
+    ],
+)
+def test_the_rule(changes, direction, precision, capability, aligned, chosen):
+    _, h, v = LEVEL["image"]
+    kernel, stride, (c, o), n = ((LEVEL | changes)[name] for name in ("kernel", "stride", "channels", "batch"))
+    p, q = definitions.output_size((h, v), kernel, stride, ((1, 1), (1, 1)))
+    size = ConvSize(n, h, v, c, o, *kernel, p, q, *stride, 1, 1)
+    assert choose(direction, size, precision, capability, aligned) == chosen
+
+
+def test_what_the_rule_chooses_takes_the_problem(simulator):
+    """Over problems of all kinds, and with few multiprocessors, so that large tiles are chosen for small problems too."""
+    rng = np.random.default_rng(0)
+    met = set()
+    for _ in range(200):
+        kernel = rng.choice([(1, 1), (3, 3), (3, 3), (5, 4), (17, 2)])
+        stride = rng.choice([(1, 1), (1, 1), (2, 2), (3, 1)])
+        c, o = rng.choice([1, 4, 7, 8, 72, 72, 72], 2)
+        pad, (h, v) = 1 if max(kernel) < 17 else 8, rng.integers(2, 7, 2)
+        direction, precision = int(rng.integers(3)), int(rng.integers(4))
+        padding, stride, kernel = ((pad, pad), (pad, pad)), tuple(map(int, stride)), tuple(map(int, kernel))
+        if min(h, v) + 2 * pad < max(kernel):
+            continue
+        x, w, y = problem(
+            (1, int(h), int(v)), kernel, stride, padding, (int(c), int(o)), np.float64 if precision == FLOAT64 else np.float32
+        )
+        size = ConvSize(*x.shape, w.shape[3], *kernel, *y.shape[1:3], *stride, pad, pad)
+        capability = ((7, 5), (8, 0))[rng.integers(2)]
+        version, chosen = choose(DIRECTIONS[direction], size, PRECISIONS[precision], capability, True, multiprocessors=1)
+        met.add(version)
+        code, result = convolve(simulator, version, direction, PRECISIONS.index(chosen), x, w, y, stride, padding)
+        assert code == 0
+        answer = expected(direction, x, w, y, stride, padding)
+        scale = max(1, np.abs(answer).max())
+        np.testing.assert_allclose(result, answer, rtol=0, atol=TOLERANCE[PRECISIONS.index(chosen)] * scale)
+    assert met == set(VERSIONS)
