@@ -140,7 +140,7 @@ def _(x: Any, low: Any, high: Any) -> Any:
     return elementwise(lambda v: low if low is not None and v < low else high if high is not None and v > high else v)(x)
 
 
-@oracle("astype", "dropout")
+@oracle("astype", "to", "dropout")
 def _(x: Any, *rest: Any) -> Any:
     return refill(x, x.shape)
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinydiff import random
-from tinydiff.tensor import Tensor, as_tensor, tensor
+from tinydiff.backend import array_module, device_of
+from tinydiff.tensor import Tensor, as_tensor, tensor, zeros_like
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -275,8 +276,9 @@ def _cotangents(outputs: Sequence[Tensor], given: Any) -> list[Tensor]:
                 raise RuntimeError(
                     f"backward from shape {output.shape} needs a gradient of that shape; without one, reduce to a scalar"
                 )
-            cotangent = np.ones(output.shape, output.dtype)
-        cotangent = cotangent if isinstance(cotangent, Tensor) else tensor(cotangent)  # a copy: it may end up as a `.grad`
+            cotangent = Tensor(array_module(output.data).ones(output.shape, output.dtype))
+        if not isinstance(cotangent, Tensor):  # copied, for it may end up as a `.grad`
+            cotangent = tensor(cotangent, device=output.device if device_of(cotangent) in (None, "cpu") else None)
         if cotangent.shape != output.shape:
             raise ValueError(f"the gradient of an output of shape {output.shape} can't have shape {cotangent.shape}")
         if cotangent.dtype != output.dtype:
@@ -320,7 +322,7 @@ def grad(
     results = []
     for target in targets:
         gradient = found.get(target.node or target)
-        results.append(Tensor(np.zeros(target.shape, target.dtype)) if gradient is None else gradient)
+        results.append(zeros_like(target) if gradient is None else gradient)
     return results[0] if single else tuple(results)
 
 
@@ -350,7 +352,7 @@ def vjp(fn: Callable[..., Tensor], inputs: Any, v: Any) -> tuple[Tensor, Any]:
 
 
 def _zeros(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(Tensor(np.zeros(t.shape, t.dtype)) for t in tensors)
+    return tuple(map(zeros_like, tensors))
 
 
 def jvp(fn: Callable[..., Tensor], inputs: Any, v: Any) -> tuple[Tensor, Tensor]:
@@ -359,11 +361,11 @@ def jvp(fn: Callable[..., Tensor], inputs: Any, v: Any) -> tuple[Tensor, Tensor]
     vectors = _listed(v, len(leaves))
     with enable_grad():
         output = fn(*leaves)
-        probe = Tensor(np.zeros(output.shape, output.dtype), requires_grad=True)
+        probe = zeros_like(output).requires_grad_()
         products = grad(output, leaves, probe, create_graph=True) if output.requires_grad else ()
         linear = [p for p in products if p.requires_grad]
         if not linear:
-            return output.detach(), Tensor(np.zeros(output.shape, output.dtype))
+            return output.detach(), zeros_like(output)
         kept = [vector for vector, p in zip(vectors, products) if p.requires_grad]
     return output.detach(), grad(linear, probe, kept)
 

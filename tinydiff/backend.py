@@ -1,12 +1,14 @@
 """What an array is on each device, which dtypes exist, and how many threads compute.
 
-An op's definition is plain array code over `xp`, the array module of its inputs: NumPy here, CuPy on a GPU.
+An op's definition is plain array code over `xp`, the array module of its inputs: NumPy on "cpu", CuPy on "cuda", and
+`tinydiff.simarray` on "cudasim", where NumPy plays the GPU. Arrays cross from one to another by `to_device` and `to_numpy` alone.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,7 +23,10 @@ else:
 
 
 DTYPES = tuple(np.dtype(name) for name in ("float32", "float64", "int64", "int32", "uint8", "bool"))
-DEVICES = ("cpu", "cuda")
+DEVICES = ("cpu", "cuda", "cudasim")
+_MODULES = {"cpu": "numpy", "cuda": "cupy", "cudasim": "tinydiff.simarray"}
+_devices: dict[type, str | None] = {np.ndarray: "cpu", float: None, int: None, bool: None, type(None): None}
+"""Where arrays of a type live; None for what is no array."""
 
 
 def check_dtype(dtype: Any) -> np.dtype:
@@ -42,7 +47,49 @@ def check_device(device: str | None) -> str:
         return "cpu"
     if device not in DEVICES:
         raise ValueError(f"unknown device {device!r}; use one of {', '.join(DEVICES)}")
-    raise RuntimeError(f"device {device!r} is not available in this version; use device='cpu'")
+    if device == "cuda":
+        _check_gpu()
+    return device
+
+
+@cache
+def _check_gpu() -> None:
+    """Raise RuntimeError unless CuPy is installed and sees a GPU."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise RuntimeError(f"device 'cuda' needs CuPy ({error}): pip install 'tinydiff[cuda]', or use device='cpu'") from None
+    try:
+        found = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise RuntimeError(
+            f"device 'cuda' needs an NVIDIA GPU and its driver ({error}); install the driver, or use device='cpu'"
+        ) from None
+    if not found:
+        raise RuntimeError("device 'cuda': the driver finds no GPU (see CUDA_VISIBLE_DEVICES); use device='cpu'")
+
+
+def device_of(array: Any) -> str | None:
+    """Where an array lives: "cpu", "cuda" or "cudasim"; None for numbers, lists and whatever else is no array."""
+    kind = type(array)
+    if kind not in _devices:
+        package = kind.__module__.partition(".")[0]
+        _devices[kind] = (
+            "cpu"
+            if issubclass(kind, np.ndarray)
+            else "cuda"
+            if package == "cupy" and hasattr(kind, "get")
+            else "cudasim"
+            if kind.__module__ == _MODULES["cudasim"]
+            else None
+        )
+    return _devices[kind]
+
+
+def module_of(device: str) -> ModuleType:
+    """The array module of a device."""
+    name = _MODULES[device]
+    return sys.modules.get(name) or importlib.import_module(name)
 
 
 def array_module(*arrays: Array) -> ModuleType:
@@ -50,11 +97,34 @@ def array_module(*arrays: Array) -> ModuleType:
 
     Raises TypeError when they live on different devices.
     """
-    owners = {type(a).__module__.partition(".")[0] for a in arrays if hasattr(a, "__array_namespace__")}
+    owners = {device for a in arrays if (device := device_of(a)) is not None}
     if len(owners) > 1:
         raise TypeError(f"arrays of different devices can't be mixed: {', '.join(sorted(owners))}; move one with .to(device)")
-    owner = owners.pop() if owners else "numpy"
-    return sys.modules.get(owner) or importlib.import_module(owner)
+    return module_of(owners.pop() if owners else "cpu")
+
+
+def to_device(array: Array, device: str) -> Array:
+    """The array on `device`: itself if it is there, else a copy."""
+    if device_of(array) == device:
+        return array
+    return to_numpy(array) if device == "cpu" else module_of(device).asarray(to_numpy(array))
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """The array as a NumPy array: itself if it is one, else a copy on the host."""
+    return array if isinstance(array, np.ndarray) else array.get()
+
+
+def kernels_for(xp: ModuleType) -> str:
+    """Whose kernels compute on arrays of `xp`: "numpy", or "cuda" for those that run on a GPU or its simulator."""
+    return "numpy" if xp is np else "cuda"
+
+
+def special(xp: ModuleType) -> ModuleType:
+    """The module that has `erf` for arrays of `xp`."""
+    if xp is np:
+        return importlib.import_module("tinydiff.kernels.special")
+    return importlib.import_module("cupyx.scipy.special") if xp.__name__ == "cupy" else xp
 
 
 def set_num_threads(count: int) -> None:

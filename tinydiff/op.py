@@ -36,8 +36,8 @@ from numpy import ndarray
 
 from tinydiff import autograd
 from tinydiff.autograd import STATE, Node
-from tinydiff.backend import Array, array_module
-from tinydiff.tensor import Tensor, as_tensor
+from tinydiff.backend import Array, array_module, device_of, kernels_for
+from tinydiff.tensor import Tensor, as_tensor, beside
 
 P = ParamSpec("P")
 
@@ -181,7 +181,7 @@ class Op(Generic[P]):
         return fn
 
     def kernel(self, backend: str, above: int = 0) -> Callable:
-        """Declare a fast forward for the arrays of `backend` ("numpy", "cupy"); the latest declared is asked first.
+        """Declare a fast forward for the arrays of `backend` ("numpy", "cuda"); the latest declared is asked first.
 
         It gets the inputs' arrays and the keyword parameters, and returns the result (and a cache, if its backward reads one)
         or NotImplemented. It is not asked, nor what it imports loaded, when the first input has fewer than `above` elements.
@@ -243,7 +243,7 @@ class Op(Generic[P]):
         kernel = cache = None
         try:
             if self.kernels and getattr(arrays[0], "size", -1) >= self.smallest:
-                out, cache, kernel = self._try_kernels(xp.__name__, arrays, params)
+                out, cache, kernel = self._try_kernels(kernels_for(xp), arrays, params)
             if kernel is not None:
                 pass
             elif self.fused:  # its ops record themselves
@@ -256,7 +256,7 @@ class Op(Generic[P]):
                 out = self.definition(xp, **dict(zip(self.inputs, arrays)), **params)
         except (ValueError, TypeError, IndexError, OverflowError) as error:
             raise self._explained(error, arrays, params) from None
-        if type(out) is not ndarray:
+        if type(out) is not ndarray and device_of(out) is None:  # reductions of NumPy's give scalars
             out = xp.asarray(out)
         node = None
         if bits and STATE.enabled and self.differentiable:
@@ -336,13 +336,17 @@ class Op(Generic[P]):
     def _tensors(self, inputs: Sequence[Any]) -> list[Any]:
         """Inputs with arrays and lists made constant tensors, and NumPy's scalars made (weak) Python numbers.
 
-        Fused ops get tensors only: a composition asks its inputs for their shapes.
+        Fused ops get tensors only: a composition asks its inputs for their shapes. Numbers become some on the others' device.
         """
+        other = next((x.data for x in inputs if isinstance(x, Tensor)), None)
 
         def convert(x: Any) -> Any:
             if x is None or isinstance(x, Tensor) or (type(x) in _numbers and not self.fused):
                 return x
-            return x.item() if isinstance(x, np.generic) and not self.fused else as_tensor(x)
+            if isinstance(x, np.generic) and not self.fused:
+                return x.item()
+            made = as_tensor(x)
+            return Tensor(beside(made.data, other)) if device_of(x) is None and other is not None else made
 
         try:
             return [convert(x) for x in inputs]
@@ -397,7 +401,7 @@ class Op(Generic[P]):
 
     def _kernel_backward(self, node: Node, g: Tensor, edges: Sequence[Any]) -> list[Tensor | None] | None:
         """By the first kernel that takes it, or None."""
-        for kernel in self.kernels.get(array_module(g.data).__name__, ()):
+        for kernel in self.kernels.get(kernels_for(array_module(g.data)), ()):
             if kernel.backward is None or g.data.size < kernel.above or (kernel.caches and node.cache is None):
                 continue
             observed = OBSERVERS and perf_counter()

@@ -108,6 +108,7 @@ def _elementwise() -> None:
     register("where", condition, normal(2, 3), 0.5)
     register("where", condition, 0.5, normal(3))
     register("astype", normal(2, 3), "float64")
+    register("to", normal(2, 3), "cpu")
     register("dropout", normal(2, 3), 0.0)
     register("dropout", normal(2, 3), 0.7, False)
     register("activate", normal(2, 3), None)

@@ -67,8 +67,8 @@ class Tensor:
 
     @property
     def device(self) -> str:
-        """Where the array lives: "cpu" or "cuda"."""
-        return "cpu" if isinstance(self.data, np.ndarray) else "cuda"
+        """Where the array lives: "cpu", "cuda" or "cudasim"."""
+        return backend.device_of(self.data) or "cpu"
 
     @property
     def is_leaf(self) -> bool:
@@ -104,17 +104,20 @@ class Tensor:
             np.asarray(self.numpy()), separator=", ", prefix="tensor(", threshold=20, edgeitems=3, precision=4
         )
         made = f", made by {self.node.op.name}" if self.node else ", requires_grad=True" if self.requires_grad else ""
-        return f"tensor({values}, shape={self.shape}, {self.dtype.name}{made})"
+        where = f", on {self.device}" if self.device != "cpu" else ""
+        return f"tensor({values}, shape={self.shape}, {self.dtype.name}{where}{made})"
 
     # Out of the graph, and out of tinydiff.
 
     def numpy(self) -> np.ndarray:
-        """A read-only view of the values as a NumPy array (a copy if they live on a GPU)."""
-        view = self.data.view() if isinstance(self.data, np.ndarray) else self.data.get()
+        """A read-only view of the values as a NumPy array; a copy of them if they live on another device than the CPU."""
+        view = self.data.view() if isinstance(self.data, np.ndarray) else backend.to_numpy(self.data)
         view.flags.writeable = False
         return view
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self.device != "cpu":
+            raise TypeError(f"a tensor on {self.device} does not become a NumPy array by itself; use .numpy(), which copies")
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __dlpack__(self, **options: Any) -> Any:
@@ -138,9 +141,11 @@ class Tensor:
         return Tensor(self.data, version=self.version)
 
     def to(self, device: str) -> Tensor:
-        """The same values on `device`."""
-        backend.check_device(device)
-        return self
+        """The same values on `device` ("cpu", "cuda", "cudasim"); the gradient comes back from there.
+
+        Raises ValueError for an unknown device, RuntimeError for one that is not available.
+        """
+        return ops.to(self, device)
 
     # Gradients.
 
@@ -191,7 +196,7 @@ class Tensor:
         return self
 
     def assign_(self, value: Any) -> Tensor:
-        """Overwrite the values in place and bump the version; for optimisers, under `no_grad`.
+        """Overwrite the values in place, from any device, and bump the version; for optimisers, under `no_grad`.
 
         Raises RuntimeError while recording or for the result of an op, ValueError for another shape or a frozen array.
         """
@@ -201,12 +206,12 @@ class Tensor:
             raise RuntimeError("assign_ changes values that the tape may have saved; do it under tinydiff.no_grad()")
         if self.version is None or not self.data.flags.owndata:
             raise RuntimeError("assign_ is for tensors made by tinydiff.tensor or Parameter, not for the result of an op")
-        array = value.data if isinstance(value, Tensor) else np.asarray(value)
+        array = value.data if isinstance(value, Tensor) else value if backend.device_of(value) else np.asarray(value)
         if array.shape != self.shape:
             raise ValueError(f"assign_ needs shape {self.shape}, not {array.shape}")
-        if not self.data.flags.writeable:
+        if isinstance(self.data, np.ndarray) and not self.data.flags.writeable:
             raise ValueError("this tensor shares a frozen NumPy array (from_numpy); make it with tinydiff.tensor, which copies")
-        self.data[...] = array
+        self.data[...] = backend.to_device(array, self.device)
         self.version[0] += 1
         return self
 
@@ -295,9 +300,11 @@ class Tensor:
         return function.__get__(self)
 
 
-def _as_array(values: Any, dtype: Any) -> np.ndarray:
+def _as_array(values: Any, dtype: Any) -> Array:
     """`values` as an array of a dtype that tensors have; Python floats become float32, Python integers int64."""
-    array = np.asarray(values.data if isinstance(values, Tensor) else values, dtype=dtype and backend.check_dtype(dtype))
+    values = values.data if isinstance(values, Tensor) else values
+    xp = backend.array_module(values)
+    array = xp.asarray(values, dtype=dtype and backend.check_dtype(dtype))
     if dtype is None and array.dtype == np.float64 and not hasattr(values, "dtype"):
         return array.astype(np.float32)
     if array.dtype not in backend.DTYPES:
@@ -307,12 +314,19 @@ def _as_array(values: Any, dtype: Any) -> np.ndarray:
 
 
 def tensor(array: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None) -> Tensor:
-    """A leaf tensor with a copy of `array` (an array, a tensor, a number or nested lists).
+    """A leaf tensor with a copy of `array` (an array, a tensor, a number or nested lists), by default where `array` is.
 
-    Python floats become float32; arrays keep their dtype. Raises TypeError for dtypes that tensors don't have.
+    Python floats become float32; arrays keep their dtype. Raises TypeError for dtypes that tensors don't have, ValueError for
+    an unknown device, RuntimeError for one that is not available.
     """
-    backend.check_device(device)
-    leaf = Tensor(np.array(_as_array(array, dtype), order="C"), version=[0])
+    found = _as_array(array, dtype)
+    here = backend.device_of(found) or "cpu"
+    target = here if device is None else backend.check_device(device)
+    if target == here:
+        copied = np.array(found, order="C") if here == "cpu" else found.copy()
+    else:
+        copied = backend.to_device(found, target)
+    leaf = Tensor(copied, version=[0])
     return leaf.requires_grad_() if requires_grad else leaf
 
 
@@ -326,8 +340,28 @@ def from_numpy(array: np.ndarray) -> Tensor:
 
 
 def from_dlpack(source: Any) -> Tensor:
-    """A leaf tensor that shares the memory of anything with `__dlpack__` on the CPU (PyTorch, JAX, NumPy …)."""
-    return Tensor(_as_array(np.from_dlpack(source), None))
+    """A leaf tensor that shares the memory of anything with `__dlpack__` (PyTorch, JAX, NumPy, CuPy …), where that is."""
+    on_gpu = source.__dlpack_device__()[0] == 2  # as DLPack numbers them
+    xp = backend.module_of(backend.check_device("cuda" if on_gpu else "cpu"))
+    return Tensor(_as_array(xp.from_dlpack(source), None))
+
+
+def beside(value: Any, array: Array) -> Array:
+    """The array of a parameter (indices, a mask) where `array` is: NumPy arrays, lists and numbers move there, for they must.
+
+    Raises TypeError for a tensor, or an array, of another device.
+    """
+    if isinstance(value, Tensor):
+        value = value.data
+    elif backend.device_of(value) in (None, "cpu"):
+        value = backend.to_device(np.asarray(value), backend.device_of(array) or "cpu")
+    backend.array_module(value, array)
+    return value
+
+
+def zeros_like(x: Tensor) -> Tensor:
+    """A constant of 0 with the shape, dtype and device of `x`."""
+    return Tensor(backend.array_module(x.data).zeros(x.shape, x.dtype))
 
 
 def as_tensor(value: Any) -> Tensor:

@@ -99,6 +99,8 @@ def check_device(name: str) -> None:
     """Refuse a device that isn't there. Raises click.BadParameter."""
     from tinydiff import backend
 
+    if name == "cudasim":
+        raise click.BadParameter("commands don't compute on cudasim; use --device cpu", param_hint="--device")
     try:
         backend.check_device(name)
     except (ValueError, RuntimeError) as error:

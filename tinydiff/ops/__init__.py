@@ -39,6 +39,7 @@ from tinydiff.ops.elementwise import (
     sin,
     sqrt,
     sub,
+    to,
     where,
 )
 from tinydiff.ops.indexing import embedding, gather, scatter_add, take, upsample_nearest2d

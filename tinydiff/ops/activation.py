@@ -13,7 +13,7 @@ from tinydiff.backend import Array
 from tinydiff.op import LARGE, fused, op
 from tinydiff.ops.elementwise import add, astype, erf, mul, sub
 from tinydiff.ops.shape import split
-from tinydiff.tensor import Tensor
+from tinydiff.tensor import Tensor, beside
 
 SQRT_HALF = math.sqrt(0.5)
 SMALL = 256  # elements from which one kernel is faster than the several calls of a composition or its derivative
@@ -161,7 +161,8 @@ def _(g: Tensor, x: Tensor) -> Tensor:
 def dropout(x: Tensor, p: float = 0.5, training: bool = True, *, rng: np.random.Generator | None = None) -> Tensor:
     """x with each element zeroed with probability p and the rest divided by 1 - p (Srivastava et al. 2014).
 
-    `rng` defaults to the package's generator. Raises ValueError unless 0 <= p < 1.
+    `rng`, by default the package's generator, draws on the host, so that a seed means the same on every device.
+    Raises ValueError unless 0 <= p < 1.
     """
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p must be in [0, 1), not {p}")
@@ -169,5 +170,5 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, *, rng: np.random.
         return x
     if rng is not None:
         note_generator(rng)
-    keep = (rng or random.generator()).random(x.shape, np.float32) >= p
+    keep = beside((rng or random.generator()).random(x.shape, np.float32) >= p, x.data)
     return mul(x, Tensor(keep.astype(x.dtype) / (1 - p)).astype(x.dtype))

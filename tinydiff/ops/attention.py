@@ -5,28 +5,26 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from tinydiff import kernels
-from tinydiff.backend import Array
+from tinydiff.backend import Array, array_module
 from tinydiff.op import fused
 from tinydiff.ops.elementwise import astype, mul, where
 from tinydiff.ops.linalg import matmul
 from tinydiff.ops.reduce import softmax
 from tinydiff.ops.shape import transpose
-from tinydiff.tensor import Tensor
+from tinydiff.tensor import Tensor, beside
 
 MASKED = -1e30  # far below any score, yet finite: rows with nothing to attend stay free of NaN
 
 
-def _mask(mask: Any, is_causal: bool, scores: tuple[int, ...]) -> Array | None:
-    """The boolean mask that holds (True: may attend), or None."""
+def _mask(mask: Any, is_causal: bool, scores: tuple[int, ...], like: Array) -> Array | None:
+    """The boolean mask that holds (True: may attend), beside `like`, or None."""
     if mask is not None:
-        mask = mask.data if isinstance(mask, Tensor) else np.asarray(mask)
+        mask = beside(mask, like)
         if mask.dtype != bool:
             raise TypeError(f"scaled_dot_product_attention: mask must be boolean (True: may attend), not {mask.dtype}")
     if is_causal:
-        causal = np.tri(scores[-2], scores[-1], dtype=bool)
+        causal = array_module(like).tri(scores[-2], scores[-1], dtype=bool)
         mask = causal if mask is None else mask & causal
     return mask
 
@@ -54,7 +52,7 @@ def scaled_dot_product_attention(
             f"attention needs q (N, heads, L, D), k (N, heads, S, D), v (N, heads, S, E), not {q.shape}, {k.shape}, {v.shape}"
         )
     scores = mul(matmul(q, transpose(k, -1, -2)), q.shape[-1] ** -0.5 if scale is None else scale)
-    allowed = _mask(mask, is_causal, scores.shape)
+    allowed = _mask(mask, is_causal, scores.shape, scores.data)
     if allowed is None:
         return matmul(softmax(scores, -1), v)
     weights = mul(softmax(where(allowed, scores, MASKED), -1), astype(Tensor(allowed), scores.dtype))
@@ -67,7 +65,7 @@ def _(q: Array, k: Array, v: Array, mask: Any, is_causal: bool, scale: float | N
         return NotImplemented
     if q.shape[:2] != k.shape[:2] or q.shape[:2] != v.shape[:2] or q.shape[3] != k.shape[3] or k.shape[2] != v.shape[2]:
         return NotImplemented
-    mask = _mask(mask, False, (q.shape[2], k.shape[2]))
+    mask = _mask(mask, False, (q.shape[2], k.shape[2]), q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     found = kernels.attention.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=scale)
     return found if found is NotImplemented else (found[0], found)
@@ -76,7 +74,7 @@ def _(q: Array, k: Array, v: Array, mask: Any, is_causal: bool, scale: float | N
 @scaled_dot_product_attention.kernel_backward("numpy")
 def _(g: Array, q: Array, k: Array, v: Array, cache: Any, mask: Any, is_causal: bool, scale: float | None) -> Any:
     out, logsumexp = cache
-    mask = _mask(mask, False, (q.shape[2], k.shape[2]))
+    mask = _mask(mask, False, (q.shape[2], k.shape[2]), q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     return kernels.attention.scaled_dot_product_attention_backward(
         g, q, k, v, mask, out, logsumexp, is_causal=is_causal, scale=scale

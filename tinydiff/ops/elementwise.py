@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from tinydiff import kernels
-from tinydiff.backend import Array, check_dtype
+from tinydiff.backend import Array, check_device, check_dtype, special, to_device
 from tinydiff.op import op
-from tinydiff.tensor import Tensor, as_tensor
+from tinydiff.tensor import Tensor, as_tensor, beside
 
 TWO_OVER_SQRT_PI = 2 / math.sqrt(math.pi)
 
@@ -32,6 +32,28 @@ def astype(x: Tensor, dtype: Any) -> Tensor:
     """`x` converted to `dtype`; the gradient is converted back. Integers and booleans end the gradient's way."""
     dtype, x = check_dtype(dtype), as_tensor(x)
     return _astype(x, dtype) if dtype.kind == "f" else Tensor(x.data.astype(dtype))
+
+
+# Moving between devices.
+
+
+@op(dtypes="any", view=True, name="to", flops=lambda *arrays, **params: 0)
+def _to(xp: Any, x: Array, device: str, source: str) -> Array:
+    return to_device(x, device)
+
+
+@_to.vjp
+def _(g: Tensor, device: str, source: str) -> Tensor:
+    return _to(g, source, device)
+
+
+def to(x: Tensor, device: str) -> Tensor:
+    """`x` on `device`: itself if it is there, else a copy, whose gradient is moved back.
+
+    Raises ValueError for an unknown device, RuntimeError for one that is not available.
+    """
+    x, device = as_tensor(x), check_device(device)
+    return x if x.device == device else _to(x, device, x.device)
 
 
 # Arithmetic.
@@ -251,11 +273,7 @@ def _(g: Tensor, x: Tensor) -> Tensor:
 @op
 def erf(xp: Any, x: Array) -> Array:
     """The error function 2/√π ∫₀ˣ exp(-t²) dt."""
-    if xp is np:
-        return kernels.special.erf(x)
-    from cupyx.scipy import special
-
-    return special.erf(x)
+    return special(xp).erf(x)
 
 
 @erf.kernel("numpy", above=1024)
@@ -321,7 +339,7 @@ def _share(x: Any, y: Any, dtype: Any) -> Tensor:
 
 @op(dtypes="same", name="clip")
 def _clip(xp: Any, x: Array, min: Any, max: Any) -> Array:
-    return xp.clip(x, min, max)
+    return x.copy() if min is None and max is None else xp.clip(x, min, max)
 
 
 @_clip.vjp
@@ -366,7 +384,10 @@ def _(g: Tensor, condition: Any) -> Tensor:
 
 def where(condition: Any, x: Any, y: Any) -> Tensor:
     """x where the boolean `condition` holds, else y; all three broadcast. Raises TypeError for a condition of numbers."""
-    mask = condition.data if isinstance(condition, Tensor) else np.asarray(condition)
+    values = next((t.data for t in (x, y) if isinstance(t, Tensor)), None)
+    mask = beside(condition, values)
+    if values is None:
+        x = Tensor(beside(as_tensor(x).data, mask))
     if mask.dtype != bool:
         raise TypeError(f"where needs a boolean condition, not {mask.dtype}; compare with something, as in `x > 0`")
     return _where(x, y, mask)

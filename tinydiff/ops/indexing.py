@@ -7,23 +7,32 @@ from typing import Any
 import numpy as np
 
 from tinydiff import kernels
-from tinydiff.backend import Array
+from tinydiff.backend import Array, array_module, device_of
 from tinydiff.op import LARGE, op
 from tinydiff.ops.reduce import sum
 from tinydiff.ops.shape import check_axis, no_flops, reshape
-from tinydiff.tensor import Tensor, as_tensor
+from tinydiff.tensor import Tensor, as_tensor, beside
 
 
-def _indices(name: str, indices: Any, limit: int, wrap: bool = True) -> Array:
-    """Integer indices as an array, negative ones counted from the end if `wrap`. Raises TypeError and IndexError."""
-    array = indices.data if isinstance(indices, Tensor) else np.asarray(indices)
+def checked_indices(
+    name: str, indices: Any, x: Tensor, limit: int, wrap: bool = True, what: tuple[str, str] = ("index", "entries")
+) -> Array:
+    """Integer indices as an array beside x's, negative ones counted from the end if `wrap`. Raises TypeError and IndexError.
+
+    On the host they are checked before they move; checking what is on a GPU already costs a wait for it.
+    """
+    array = indices.data if isinstance(indices, Tensor) else indices
+    if device_of(array) is None:
+        array = np.asarray(array)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: indices must be integers, not {array.dtype}")
-    least = -limit if wrap else 0
-    if array.size and not (least <= array.min() and array.max() < limit):
-        bad = array[(array < least) | (array >= limit)].flat[0]
-        raise IndexError(f"{name}: index {bad} is out of range for {limit} entries")
-    return np.where(array < 0, array + limit, array) if array.dtype.kind == "i" and array.size and array.min() < 0 else array
+    wrong = (array < (-limit if wrap else 0)) | (array >= limit)
+    if wrong.any():
+        raise IndexError(f"{name}: {what[0]} {array[wrong][0].item()} is out of range for {limit} {what[1]}")
+    if wrap and array.dtype.kind == "i":
+        array = array.astype(np.int64, copy=False)
+        array = array_module(array).where(array < 0, array + limit, array)
+    return beside(Tensor(array) if isinstance(indices, Tensor) else array, x.data)
 
 
 @op(dtypes="any", name="take", flops=no_flops)
@@ -53,22 +62,23 @@ def _(g: Tensor, indices: Any, axis: int) -> Tensor:
 def take(x: Tensor, indices: Any, axis: int = 0) -> Tensor:
     """Entries of `x` along `axis` at integer `indices`, whose axes replace it. Raises IndexError out of range."""
     axis = check_axis("take", axis, x.ndim)
-    return _take(x, _indices("take", indices, x.shape[axis]), axis)
+    return _take(x, checked_indices("take", indices, x, x.shape[axis]), axis)
 
 
 def embedding(indices: Any, weight: Tensor) -> Tensor:
     """Rows of `weight` (entries, size) at integer `indices` of any shape, giving (*indices.shape, size)."""
-    return _take(weight, _indices("embedding", indices, weight.shape[0], wrap=False), 0)
+    return _take(weight, checked_indices("embedding", indices, weight, weight.shape[0], wrap=False), 0)
 
 
 @op(dtypes="any", name="gather", flops=no_flops)
-def _gather(xp: Any, x: Array, index: Any, axis: int) -> Array:
+def gather_checked(xp: Any, x: Array, index: Any, axis: int) -> Array:
+    """`gather` by an array of indices that are known to be in range."""
     return xp.take_along_axis(x, index, axis)
 
 
-@_gather.vjp
+@gather_checked.vjp
 def _(g: Tensor, shapes: Any, index: Any, axis: int) -> Tensor:
-    return _scatter_add(Tensor(np.zeros(shapes[0], g.dtype)), g, index, axis)
+    return _scatter_add(Tensor(array_module(g.data).zeros(shapes[0], g.dtype)), g, index, axis)
 
 
 @op(dtypes="same", name="scatter_add")
@@ -87,21 +97,21 @@ def _(g: Tensor) -> Tensor:
 
 @_scatter_add.vjp("src")
 def _(g: Tensor, index: Any, axis: int) -> Tensor:
-    return _gather(g, index, axis)
+    return gather_checked(g, index, axis)
 
 
 def gather(x: Tensor, axis: int, index: Any) -> Tensor:
     """out[i][j] = x[index[i][j]][j] for axis 0, and so on; `index` has x's sizes but on `axis`. Raises IndexError."""
     axis = check_axis("gather", axis, x.ndim)
-    index = _indices("gather", index, x.shape[axis])
+    index = checked_indices("gather", index, x, x.shape[axis])
     _check_alike("gather", x.shape, index.shape, axis)
-    return _gather(x, index, axis)
+    return gather_checked(x, index, axis)
 
 
 def scatter_add(x: Tensor, axis: int, index: Any, src: Any) -> Tensor:
     """`x` with each of `src` added at the place along `axis` that `index` (src's shape) names: the transpose of `gather`."""
     axis = check_axis("scatter_add", axis, x.ndim)
-    index = _indices("scatter_add", index, x.shape[axis])
+    index = checked_indices("scatter_add", index, x, x.shape[axis])
     _check_alike("scatter_add", x.shape, index.shape, axis)
     src = as_tensor(src)
     if src.shape != index.shape:

@@ -7,9 +7,8 @@ from typing import Any
 from tinydiff.op import fused
 from tinydiff.ops.activation import softplus
 from tinydiff.ops.elementwise import mul, neg, sub
-from tinydiff.ops.indexing import gather
+from tinydiff.ops.indexing import checked_indices, gather_checked
 from tinydiff.ops.reduce import log_softmax, mean, sum
-from tinydiff.ops.shape import unsqueeze
 from tinydiff.tensor import Tensor, as_tensor
 
 
@@ -41,7 +40,7 @@ def cross_entropy(logits: Tensor, target: Any) -> Tensor:
     logits (N, …, classes); target: integer classes (N, …), or probabilities of the logits' shape.
     Raises ValueError for an empty batch or shapes that disagree, IndexError for a class out of range.
     """
-    target = as_tensor(target)
+    target = target if hasattr(target, "dtype") else as_tensor(target).data
     if logits.size == 0:
         raise ValueError(f"cross_entropy of an empty batch: logits have shape {logits.shape}")
     logs = log_softmax(logits, -1)
@@ -50,9 +49,8 @@ def cross_entropy(logits: Tensor, target: Any) -> Tensor:
             raise ValueError(
                 f"cross_entropy: classes must have shape {logits.shape[:-1]} for logits {logits.shape}, not {target.shape}"
             )
-        if target.data.min() < 0:  # which `gather` would count from the end
-            raise IndexError(f"cross_entropy: class {target.data.min()} is out of range for {logits.shape[-1]} classes")
-        return neg(mean(gather(logs, -1, unsqueeze(target, -1))))
+        classes = checked_indices("cross_entropy", target, logits, logits.shape[-1], wrap=False, what=("class", "classes"))
+        return neg(mean(gather_checked(logs, classes[..., None], -1)))
     if target.shape != logits.shape:
         raise ValueError(f"cross_entropy: probabilities must have the logits' shape {logits.shape}, not {target.shape}")
-    return neg(mean(sum(mul(logs, target), -1)))
+    return neg(mean(sum(mul(logs, as_tensor(target)), -1)))
