@@ -24,7 +24,7 @@ static std::vector<uint32_t> ready;  // a bit per lane, a word per warp
 static int waiting = 0, gone = 0;    // threads at the barrier, threads that have left the kernel
 static At barrier_at{};
 static bool abandoned = false;
-static char barrier_order[2], launch_order;  // what ThreadSanitizer knows the barriers and the launch by
+static char barrier_order[2], begin_order, end_order;  // what ThreadSanitizer knows barriers and a block's two ends by
 
 uint64_t random_state = 0;
 uint64_t random_bits() {  // splitmix64
@@ -135,10 +135,10 @@ static void thread_main() {
     Fiber::arrived();
     for (;;) {
         Thread* me = current;
-        acquire(&launch_order);
+        acquire(&begin_order);
         launch.call(launch.body);
         finish_copies(*me);
-        release(&launch_order);
+        release(&end_order);
         me->state = State::gone;
         ++gone;
         if (waiting)
@@ -236,12 +236,12 @@ static void run_block(uint32_t number) {
 #endif
         make_ready(t);
     }
-    release(&launch_order);
+    release(&begin_order);
     current = nullptr;
     Thread* first = pick();
     enter(*first);
     Fiber::change(host, first->fiber);
-    acquire(&launch_order);
+    acquire(&end_order);
     current = nullptr;
     if (!abandoned) end_shared();
 }

@@ -40,13 +40,14 @@ namespace sim {
 #ifdef TINYDIFF_SIM_TSAN
 struct SanitizerFiber {
     void* fiber = nullptr;
+    bool created = false;  // else it is the thread's own
     void create(void*, size_t) {
         destroy();
         fiber = __tsan_create_fiber(0);
+        created = true;
     }
     void destroy() {
-        if (fiber) __tsan_destroy_fiber(fiber);
-        fiber = nullptr;
+        if (created) __tsan_destroy_fiber(fiber);
     }
     static void leave(SanitizerFiber& from, SanitizerFiber& to) {
         if (!from.fiber) from.fiber = __tsan_get_current_fiber();

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import platformdirs
 
-COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-DTINYDIFF_SIM", "-fno-strict-aliasing", "-g1", "-Wall", "-Wno-unused"]
+COMMON = ["-std=c++17", "-fPIC", "-DTINYDIFF_SIM", "-fno-strict-aliasing", "-g1", "-Wall", "-Wno-unused"]
 RUNTIME = {
-    "fast": ["-O2"],
-    "checked": ["-O2"],
+    "fast": ["-O2", "-fvisibility=hidden"],  # each library has a simulator of its own
+    "checked": ["-O2", "-fvisibility=hidden"],
     "tsan": ["-O2", "-DTINYDIFF_SIM_TSAN"],
     "asan": ["-O1", "-DTINYDIFF_SIM_ASAN"],
 }
