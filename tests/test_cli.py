@@ -14,6 +14,7 @@ from PIL import Image
 
 from tinydiff import __version__
 from tinydiff.cli import main
+from tinydiff.images import read_image
 
 SMALL_UNET = {
     "block_out_channels": [4, 8],
@@ -392,3 +393,16 @@ def test_data_tells_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["classes"]["7"] == 1000
     assert main(["data", "info", "digits"]) == 0
     assert "10000" in capsys.readouterr().out
+
+
+def test_data_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tinydiff import data
+
+    sheet = tmp_path / "sheet.png"
+    assert main(["data", "info", "shapes:30", "--size", "64", "--n", "13", "--out", str(sheet)]) == 0
+    assert "small orange circle left of a large purple triangle" in capsys.readouterr().out
+    drawn = read_image(sheet)
+    assert drawn.shape == (2 * 65 - 1, 12 * 65 - 1, 3)
+    first, last = data.load("shapes:30", size=64).images[[0, 12]]
+    assert np.array_equal(drawn[:64, :64], first)
+    assert np.array_equal(drawn[65:, :64], last)

@@ -148,28 +148,37 @@ def fetch(name: str, folder: Path | None, base_url: str | None) -> None:
 @data.command()
 @click.argument("spec", default="digits")
 @click.option("--size", type=click.IntRange(min=1), help="Height and width of pictures that have no size of their own.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="PNG to draw the first pictures to.")
+@click.option("--n", type=click.IntRange(1, 10_000), default=96, show_default=True, help="How many of them.")
 @as_json
-def info(spec: str, size: int | None, as_json: bool) -> None:
-    """What is in SPEC: digits, mnist:DIR, folder:DIR, pictures, …"""
+def info(spec: str, size: int | None, out: Path | None, n: int, as_json: bool) -> None:
+    """What is in SPEC: digits, shapes, pictures, page, mnist:DIR, folder:DIR, …"""
     from tinydiff import data as datasets
+    from tinydiff import images
 
     train, test = datasets.load(spec, "train", size), datasets.load(spec, "test", size)
     counts = {} if train.labels is None else {name: int((train.labels == i).sum()) for i, name in enumerate(train.class_names)}
-    result = {
+    result: dict[str, Any] = {
         "data": spec,
         "train": len(train),
         "test": len(test),
         "shape": list(train.images.shape[1:]),
         "classes": counts,
-        "captions": None if train.captions is None else list(dict.fromkeys(c for i in range(3) for c in train.captions[i][:2])),
+        "captions": [] if train.captions is None else [train.captions[i][0] for i in range(min(3, len(train)))],
         "notes": [*train.notes, *test.notes],
     }
+    if out is not None:
+        enlarged = max(1, 64 // train.images.shape[1])
+        images.save_png(out, images.grid(train.images[:n], columns=12, background=160), enlarged=enlarged)
     if as_json:
         print(json.dumps(result))
         return
     for name, value in result.items():
-        text = ", ".join(f"{k}: {v:,}" for k, v in value.items()) if isinstance(value, dict) else value
-        print(f"{name:8}{text or 'none'}")
+        if isinstance(value, dict):
+            value = ", ".join(f"{k}: {v:,}" for k, v in value.items())
+        elif name in ("captions", "notes"):
+            value = " | ".join(value)
+        print(f"{name:10}{value or 'none'}")
 
 
 @data.command()
@@ -190,7 +199,7 @@ def pairs(page: Path, size: int, out: Path | None, as_json: bool) -> None:
     found = read_pairs(page, size)
     rows = [{"picture": source, "captions": captions} for source, captions in zip(found.sources, found.captions)]
     if out is not None and rows:
-        images.save_png(out, images.grid(np.stack(found.pictures), background=255))
+        images.save_png(out, images.grid(np.stack(found.pictures), background=160))
     if as_json:
         print(json.dumps({"images": found.images, "pairs": rows, "skipped": dict(found.skipped)}))
         return
