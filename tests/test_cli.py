@@ -194,7 +194,7 @@ def test_corrupt_weights_are_one_line(runs: dict[str, str], tmp_path: Path, caps
 def test_what_a_strange_file_leads_to_is_one_line(
     error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(run: str) -> None:
+    def load(run: str, device: str) -> None:
         raise error
 
     monkeypatch.setattr("tinydiff.pipeline.Pipeline.load", load)

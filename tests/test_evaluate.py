@@ -87,6 +87,8 @@ def test_precision_counts_points_among_the_others() -> None:
 class Oracle:
     """Reads the class off a pixel: a classifier whose accuracy is known."""
 
+    device = "cpu"
+
     def features(self, x: Tensor) -> Tensor:
         return Tensor(x.numpy()[:, 0, 0, :1])
 

@@ -169,7 +169,7 @@ def test_the_pictures_are_in_the_minutes(minutes: float, steps: int, tmp_path: P
     now = [0.0]
 
     class Trainer:
-        def __init__(self, task: object, total: int) -> None: ...
+        def __init__(self, task: object, total: int, device: str) -> None: ...
 
         def advance(self) -> dict[str, float]:
             return {"seconds": 1.0}
@@ -197,7 +197,7 @@ def test_epochs_end_where_all_was_seen(epoch: float, total: int, ends: set[int])
 
 
 def test_interrupted_before_the_first_step_it_does_not_say_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def calibrate(task: object, minutes: float, stop: object) -> int:
+    def calibrate(task: object, minutes: float, stop: object, device: str) -> int:
         os.kill(os.getpid(), signal.SIGINT)
         return 1
 
@@ -316,6 +316,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_op(tmp_path: Path) -> None:
 
 class Recorder:
     """A network that answers zeros and remembers what it was asked."""
+
+    device = "cpu"
 
     def __init__(self) -> None:
         self.asked: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []

@@ -87,14 +87,14 @@ def dream(
     """
     if not 0 <= target < judge.classes:
         raise ValueError(f"class {target}: the classifier knows classes 0 to {judge.classes - 1}")
-    rng = np.random.default_rng([seed, 1])
+    rng, device = np.random.default_rng([seed, 1]), judge.model.device
     x = np.array(start, np.float32)[None]
     velocity = np.zeros_like(x)
     pictures, probabilities = [], []
     for step in range(steps + 1):
         pictures.append(to_uint8(x[0]))
         with no_grad():
-            probabilities.append(float(np.exp(log_probability(judge, tensor(x), target).item())))
+            probabilities.append(float(np.exp(log_probability(judge, tensor(x, device=device), target).item())))
         if callback is not None:
             callback(step, probabilities[-1])
         if step == steps:
@@ -102,7 +102,7 @@ def dream(
         done = step / steps
         sigma, std = (first + (last - first) * done for first, last in (NOISE, BLUR))
         noise = rng.standard_normal((COPIES, *x.shape[1:]), np.float32)
-        leaf = tensor((x + sigma * noise) / math.sqrt(1 + sigma**2), requires_grad=True)
+        leaf = tensor((x + sigma * noise) / math.sqrt(1 + sigma**2), requires_grad=True, device=device)
         slope = grad(log_probability(judge, leaf, target).sum(), leaf).numpy().mean(0)
         slope = np.einsum("ih,hwc,jw->ijc", _blur(slope.shape[0], std), slope, _blur(slope.shape[1], std))
         size = float(np.sqrt(np.mean(slope**2)))
@@ -148,8 +148,9 @@ def pixel_gradients(judge: Judge, picture: np.ndarray, target: int, eps: float =
     (one at a time would be slower still), and one backward pass.
     """
     judge = in_float64(judge)
+    device = judge.model.device
     x = np.asarray(picture, np.float64)
-    log_probability(judge, tensor(x[None]), target)  # the first call may compile or load kernels
+    log_probability(judge, tensor(x[None], device=device), target)  # the first call may compile or load kernels
 
     started = perf_counter()
     values = []
@@ -159,12 +160,12 @@ def pixel_gradients(judge: Judge, picture: np.ndarray, target: int, eps: float =
         changed[np.arange(len(pixels)), pixels] += eps
         changed[len(pixels) + np.arange(len(pixels)), pixels] -= eps
         with no_grad():
-            scores = log_probability(judge, tensor(changed.reshape(-1, *x.shape)), target).numpy()
+            scores = log_probability(judge, tensor(changed.reshape(-1, *x.shape), device=device), target).numpy()
         values.append((scores[: len(pixels)] - scores[len(pixels) :]) / (2 * eps))
     seconds_differences = perf_counter() - started
 
     started = perf_counter()
-    leaf = tensor(x[None], requires_grad=True)
+    leaf = tensor(x[None], requires_grad=True, device=device)
     backward = grad(log_probability(judge, leaf, target).sum(), leaf).numpy()[0]
     seconds_backward = perf_counter() - started
     return PixelGradients(np.concatenate(values).reshape(x.shape), backward, seconds_differences, seconds_backward, 2 * x.size)

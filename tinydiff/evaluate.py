@@ -26,9 +26,9 @@ class Judge:
         self.hash = weights_hash(model)
 
     @classmethod
-    def load(cls, run: str | Path = "classifier") -> Judge:
-        """From a classifier's run folder; by default the shipped one, which is frozen."""
-        return cls(*load_model(run, "classifier"))
+    def load(cls, run: str | Path = "classifier", device: str = "cpu") -> Judge:
+        """From a classifier's run folder; by default the shipped one, which is frozen. It computes on `device`."""
+        return cls(*load_model(run, "classifier", device))
 
     def look(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Features (N, F) float64, and classes (N,) int64. Raises ValueError for pictures of another shape than it knows."""
@@ -37,7 +37,7 @@ class Judge:
         features, classes = [], []
         for start in range(0, len(pictures), BATCH):
             with no_grad():
-                seen = self.model.features(as_tensor(from_uint8(pictures[start : start + BATCH])))
+                seen = self.model.features(as_tensor(from_uint8(pictures[start : start + BATCH])).to(self.model.device))
                 logits = self.model.head(seen).numpy()[:, : self.classes]
             features.append(seen.numpy().astype(np.float64))
             classes.append(logits.argmax(1))
@@ -106,7 +106,7 @@ def evaluate_denoiser(run: str | Path, n: int, judge: Judge, spec: str | None = 
     Gives fid, and floor: the FID of as many real pictures, which no model can be expected to pass; accuracy: the share whose
     class the judge names as asked for (None without classes), and accuracy_real; precision and recall.
     """
-    pipeline = Pipeline.load(run)
+    pipeline = Pipeline.load(run, judge.model.device)
     spec = spec or pipeline.card["data"]
     train, kept, others = real_pictures(spec, pipeline.card.get("size"), n)
     judge.look(others[:1])  # refuses data of another shape before the long part
@@ -132,9 +132,9 @@ def evaluate_denoiser(run: str | Path, n: int, judge: Judge, spec: str | None = 
     }
 
 
-def evaluate_classifier(run: str | Path, n: int | None = None, spec: str | None = None) -> dict[str, Any]:
+def evaluate_classifier(run: str | Path, n: int | None = None, spec: str | None = None, device: str = "cpu") -> dict[str, Any]:
     """Accuracy on the test set (its first n pictures, if given)."""
-    judge = Judge.load(run)
+    judge = Judge.load(run, device)
     spec = spec or judge.card["data"]
     test = data.load(spec, "test", judge.card.get("size"))
     if test.labels is None:

@@ -21,6 +21,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from tinydiff.backend import Array, to_numpy
+
 PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 MAX_JSON_BYTES = 64 * 2**20
 
@@ -229,12 +231,12 @@ _TO_DISK = {"conv": (3, 2, 0, 1), "linear": (1, 0), "other": None}  # HWIO -> OI
 _FROM_DISK = {"conv": (2, 3, 1, 0), "linear": (1, 0), "other": None}
 
 
-def to_disk(name: str, array: np.ndarray, kind: str) -> np.ndarray:
-    """A parameter's array in the published layout.
+def to_disk(name: str, array: Array, kind: str) -> np.ndarray:
+    """A parameter's array, from any device, in the published layout.
 
     `kind` says which: "conv" (HWIO to OIHW), "linear" ([in, out] to [out, in]) or "other" (as it is).
     """
-    return _transposed(name, array, kind, _TO_DISK)
+    return _transposed(name, to_numpy(array), kind, _TO_DISK)
 
 
 def from_disk(name: str, array: np.ndarray, kind: str) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff import kernels
+from tinydiff.backend import Array, array_module, device_of, to_device, to_numpy
 from tinydiff.nn.module import Parameter
 from tinydiff.tensor import Tensor
 
@@ -29,7 +30,7 @@ class Optimizer:
             raise ValueError(f"lr must not be negative, and is {lr}")
         self.lr = lr
         self.steps = 0
-        self.arrays = {name: [np.zeros_like(p.data) for p in self.parameters] for name in self.slots}
+        self.arrays = {name: [array_module(p.data).zeros_like(p.data) for p in self.parameters] for name in self.slots}
 
     def step(self, lr: float | None = None, ema: EMA | None = None) -> None:
         """Change each parameter that has a gradient, with this step's `lr` if given; `ema` follows in the same pass."""
@@ -58,8 +59,8 @@ class Optimizer:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Everything but the parameters, as arrays: "steps", and "SLOT.INDEX"."""
-        state = {f"{name}.{i}": array for name, arrays in self.arrays.items() for i, array in enumerate(arrays)}
+        """Everything but the parameters, as NumPy arrays: "steps", and "SLOT.INDEX"."""
+        state = {f"{name}.{i}": to_numpy(array) for name, arrays in self.arrays.items() for i, array in enumerate(arrays)}
         return state | {"steps": np.array([self.steps])}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
@@ -70,11 +71,16 @@ class Optimizer:
             raise ValueError(f"the optimiser's state does not fit these parameters: {', '.join(sorted(wrong)[:5])}")
         for name, arrays in self.arrays.items():
             for i, array in enumerate(arrays):
-                array[...] = state[f"{name}.{i}"]
+                array[...] = _like(array, state[f"{name}.{i}"])
         self.steps = int(state["steps"][0])
 
 
-def _follow(average: np.ndarray | None, p: np.ndarray, decay: float) -> None:
+def _like(array: Array, value: np.ndarray) -> Array:
+    """`value` where `array` is."""
+    return to_device(value, device_of(array) or "cpu")
+
+
+def _follow(average: Array | None, p: Array, decay: float) -> None:
     if average is not None:
         average += (1 - decay) * (p - average)
 
@@ -125,7 +131,7 @@ class AdamW(Optimizer):
             m += (1 - beta1) * (g - m)
             v += (1 - beta2) * (g * g - v)
             p *= 1 - lr * self.weight_decay
-            corrected = np.sqrt(v / (1 - beta2**self.steps)) + self.eps
+            corrected = array_module(v).sqrt(v / (1 - beta2**self.steps)) + self.eps
             p -= (lr / (1 - beta1**self.steps)) * m / corrected
             _follow(average, p, decay)
 
@@ -174,8 +180,8 @@ class EMA:
             p.version[0] += 1
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """The averages, and "updates"."""
-        return {f"average.{i}": a for i, a in enumerate(self.average)} | {"updates": np.array([self.updates])}
+        """The averages, as NumPy arrays, and "updates"."""
+        return {f"average.{i}": to_numpy(a) for i, a in enumerate(self.average)} | {"updates": np.array([self.updates])}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from `state_dict()`. Raises ValueError when it belongs to other parameters."""
@@ -183,7 +189,7 @@ class EMA:
         if {*names, "updates"} != set(state) or any(a.shape != state[n].shape for a, n in zip(self.average, names)):
             raise ValueError("the moving average's state does not fit these parameters")
         for name, average in zip(names, self.average):
-            average[...] = state[name]
+            average[...] = _like(average, state[name])
         self.updates = int(state["updates"][0])
 
 
@@ -204,11 +210,14 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
     return total
 
 
-def _sum_of_squares(arrays: Sequence[np.ndarray]) -> float:
+def _sum_of_squares(arrays: Sequence[Array]) -> float:
     if sum(a.size for a in arrays) >= 1024:
         found = kernels.optim.sum_of_squares(arrays)
         if found is not NotImplemented and math.isfinite(found):  # a square may be too large for float32
             return found
+    xp = array_module(*arrays)
+    if xp is not np:  # one wait for the GPU, not one for each array
+        return float(xp.sum(xp.stack([xp.sum(xp.square(a.astype(np.float64))) for a in arrays]))) if arrays else 0.0
     return math.fsum(float(np.sum(np.square(a, dtype=np.float64))) for a in arrays)
 
 

@@ -81,7 +81,7 @@ def check_card(card: dict[str, Any]) -> None:
         raise ValueError(f"model.num_classes is {model.get('num_classes')!r}; expected at least {classes}, the classes' number")
 
 
-def load_model(run: str | Path, task: str | None = None) -> tuple[Module, dict[str, Any]]:
+def load_model(run: str | Path, task: str | None = None, device: str = "cpu") -> tuple[Module, dict[str, Any]]:
     """The model of a run (or a shipped one, by name), ready to use, and its card. Raises ValueError if it is no `task`."""
     folder = model_folder(run)
     card = io.read_json(folder / "config.json")
@@ -101,7 +101,7 @@ def load_model(run: str | Path, task: str | None = None) -> tuple[Module, dict[s
         name: array.astype(np.float32, copy=False) for name, array in weights.items()
     }  # some are shipped in half precision
     model.load_state_dict({name: io.from_disk(name, array, layouts.get(name, "other")) for name, array in weights.items()})
-    return model.requires_grad_(False).eval(), card
+    return model.to(device).requires_grad_(False).eval(), card
 
 
 def weights_hash(model: Module) -> str:
@@ -205,13 +205,13 @@ class Pipeline(Conditioned):
         self.class_names: list[str] = card["class_names"] if card["model"].get("num_class_embeds") else []
 
     @classmethod
-    def load(cls, run: str | Path) -> Pipeline:
-        """From a run folder, or the shipped model `digits`."""
-        return cls(*load_model(run, "denoiser"))
+    def load(cls, run: str | Path, device: str = "cpu") -> Pipeline:
+        """From a run folder, or the shipped model `digits`; it computes on `device`."""
+        return cls(*load_model(run, "denoiser", device))
 
     def _predict(self, x: np.ndarray, t: np.ndarray, condition: np.ndarray) -> np.ndarray:
         with no_grad():
-            return self.model(as_tensor(x), t, condition if self.class_names else None).numpy()
+            return self.model(as_tensor(x).to(self.model.device), t, condition if self.class_names else None).numpy()
 
     def draw(
         self, labels: Sequence[int] | np.ndarray | None, seeds: Sequence[int], *, guidance: float = 2.0, **settings: Any

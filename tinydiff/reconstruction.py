@@ -23,7 +23,7 @@ def reconstruct(model: AutoencoderKL, pictures: np.ndarray) -> np.ndarray:
     parts = []
     for start in range(0, len(pictures), BATCH):
         with no_grad():
-            back = model(as_tensor(from_uint8(pictures[start : start + BATCH]))).numpy()
+            back = model(as_tensor(from_uint8(pictures[start : start + BATCH])).to(model.device)).numpy()
         parts.append(np.clip(back / 2 + 0.5, 0, 1))
     return np.concatenate(parts)
 
@@ -52,7 +52,7 @@ def measure_latents(model: AutoencoderKL, pictures: np.ndarray, sampled: bool) -
     means, variances = [], []
     for start in range(0, len(pictures), BATCH):
         with no_grad():
-            latents = model.encode(as_tensor(from_uint8(pictures[start : start + BATCH])))
+            latents = model.encode(as_tensor(from_uint8(pictures[start : start + BATCH])).to(model.device))
         means.append(latents.mean.numpy())
         variances.append(np.exp(latents.logvar.numpy()))
     z = np.concatenate(means).astype(np.float64)
@@ -67,12 +67,12 @@ def measure_latents(model: AutoencoderKL, pictures: np.ndarray, sampled: bool) -
     }
 
 
-def evaluate_autoencoder(run: str | Path, n: int | None = None, spec: str | None = None) -> dict[str, Any]:
+def evaluate_autoencoder(run: str | Path, n: int | None = None, spec: str | None = None, device: str = "cpu") -> dict[str, Any]:
     """PSNR, SSIM and MSE of the first n test pictures (all, if not given), and PCA's MSE with as many numbers a picture.
 
     PCA is None where the training pictures have fewer components than the latents have numbers.
     """
-    model, card = load_model(run, "autoencoder")
+    model, card = load_model(run, "autoencoder", device)
     assert isinstance(model, AutoencoderKL)
     spec, size = spec or card["data"], card.get("size")
     train, test = data.load(spec, size=size), data.load(spec, "test", size)

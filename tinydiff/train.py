@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff import io, random
+from tinydiff.backend import to_numpy
 from tinydiff.nn import Module
 from tinydiff.optim import EMA, AdamW, clip_grad_norm, warmup_cosine
 from tinydiff.run import Run
@@ -44,10 +45,10 @@ class Interrupted(Exception):
 class Trainer:
     """A model on its way: weights, optimiser, averages and step. `advance` does one step of `total`."""
 
-    def __init__(self, task: Task, total: int) -> None:
+    def __init__(self, task: Task, total: int, device: str = "cpu") -> None:
         config = self.config = task.config
         self.task, self.total, self.step, self.seconds = task, total, 0, 0.0
-        self.model: Module = task.build()
+        self.model: Module = task.build().to(device)
         parameters = self.model.parameters()
         self.optimizer = AdamW(parameters, config["lr"], tuple(config["betas"]), weight_decay=config["weight_decay"])
         self.ema = EMA(parameters, config["ema"])
@@ -119,7 +120,7 @@ class Trainer:
         averages = {id(p): average for p, average in zip(self.ema.parameters, self.ema.average)}
         named = list(self.model.named_parameters())
         model = {name: io.to_disk(name, averages[id(p)], p.layout) for name, p in named}
-        arrays = {f"weights.{name}": p.data for name, p in named}
+        arrays = {f"weights.{name}": to_numpy(p.data) for name, p in named}
         arrays |= {f"optimizer.{name}": array for name, array in self.optimizer.state_dict().items()}
         arrays |= {f"ema.{name}": array for name, array in self.ema.state_dict().items()}
         state = {"step": self.step, "steps": self.total, "seconds": self.seconds}
@@ -163,13 +164,13 @@ class _Stop:
         self._put_back()
 
 
-def calibrate(task: Task, minutes: float, stop: _Stop) -> int:
+def calibrate(task: Task, minutes: float, stop: _Stop, device: str = "cpu") -> int:
     """How many steps fit in `minutes` beside the pictures drawn on the way, from timing both after the kernels are compiled.
 
     The time of the trial counts as spent.
     """
     budget = 60 * minutes
-    trainer = Trainer(task, total=10_000)
+    trainer = Trainer(task, 10_000, device)
     for _ in range(2):
         trainer.advance()
     times: list[float] = []
@@ -198,11 +199,11 @@ def epoch_ends(epoch: float, total: int) -> set[int]:
     return {math.ceil(epoch * i) for i in range(stride, epochs + 1, stride)}
 
 
-def train(run: Run, report: Report | None = None, task: Task | None = None) -> Trainer:
+def train(run: Run, report: Report | None = None, task: Task | None = None, device: str = "cpu") -> Trainer:
     """Train what `run`'s config describes, from its last checkpoint if it has one.
 
     The number of steps is settled once, at the start; a run that goes on keeps it. `report` sees the statistics of each step.
-    `task` is the one that the config describes, if it is at hand.
+    `task` is the one that the config describes, if it is at hand. A run may go on on another `device` than it began on.
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM, when the checkpoint of the steps done is written.
@@ -215,10 +216,10 @@ def train(run: Run, report: Report | None = None, task: Task | None = None) -> T
     with _Stop() as stop:
         if found is None:
             run.rewind(0)
-            total = config["steps"] or calibrate(task, config["minutes"], stop)
+            total = config["steps"] or calibrate(task, config["minutes"], stop, device)
             if stop.signal is not None:
                 raise Interrupted(run, 0, stop.signal)
-            trainer = Trainer(task, total)
+            trainer = Trainer(task, total, device)
             run.log(f"{config['task']} of {trainer.model.num_parameters():,} parameters, {total} steps, {os.cpu_count()} CPUs")
             task.store(run.model)
             trainer.save(run)
@@ -228,7 +229,7 @@ def train(run: Run, report: Report | None = None, task: Task | None = None) -> T
                 raise ValueError(
                     f"{run.path} is finished: all of its {state['steps']} steps are done, so nothing is left to resume"
                 )
-            trainer = Trainer(task, state["steps"])
+            trainer = Trainer(task, state["steps"], device)
             trainer.restore(arrays, state)
             run.rewind(trainer.step)
             run.log(f"resumed after step {trainer.step} of {trainer.total}")

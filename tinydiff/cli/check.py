@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tinydiff.cli.options import as_json, find, progress
+from tinydiff.cli.options import as_json, check_device, device, find, progress
 from tinydiff.diffusion import SAMPLERS
 
 TOLERANCE = 1e-4  # of derivatives against central differences in float64, relative to the larger of 1 and the value
@@ -25,9 +25,19 @@ TOLERANCE = 1e-4  # of derivatives against central differences in float64, relat
 @click.option("--steps", type=click.IntRange(1, 1000), default=50, show_default=True)
 @click.option("--cfg", type=float, default=2.0, show_default=True, help="Guidance; 1 is none.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Pictures at once.")
+@device
 @as_json
 def evaluate(
-    run: str, n: int, spec: str | None, classifier: str, sampler: str, steps: int, cfg: float, batch_size: int, as_json: bool
+    run: str,
+    n: int,
+    spec: str | None,
+    classifier: str,
+    sampler: str,
+    steps: int,
+    cfg: float,
+    batch_size: int,
+    device: str,
+    as_json: bool,
 ) -> None:
     """FID and accuracy of RUN's pictures, beside the floor (real against real).
 
@@ -37,13 +47,14 @@ def evaluate(
     from tinydiff.pipeline import load_model
     from tinydiff.reconstruction import evaluate_autoencoder
 
+    check_device(device)
     task = load_model(run)[1]["task"]
     if task == "classifier":
-        result: dict[str, Any] = evaluation.evaluate_classifier(run, n, spec)
+        result: dict[str, Any] = evaluation.evaluate_classifier(run, n, spec, device)
     elif task == "autoencoder":
-        result = evaluate_autoencoder(run, n, spec)
+        result = evaluate_autoencoder(run, n, spec, device)
     else:
-        judge = evaluation.Judge.load(classifier)
+        judge = evaluation.Judge.load(classifier, device)
         with progress("drawing") as update:
             done = 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from tinydiff.cli.options import progress
+from tinydiff.cli.options import check_device, device, progress
 
 Folder = click.Path(file_okay=False, path_type=Path)
 
@@ -55,7 +55,8 @@ def demo(out: Path, minutes: float, steps: int | None, seed: int, classifier: st
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise.")
 @click.option("--classifier", default="classifier", show_default=True, help="Run folder, or the shipped one.")
 @click.option("--out", type=Folder, default="dream", show_default=True, help="Folder for what it makes.")
-def dream(target: int, start: Path | None, steps: int, rate: float, seed: int, classifier: str, out: Path) -> None:
+@device
+def dream(target: int, start: Path | None, steps: int, rate: float, seed: int, classifier: str, out: Path, device: str) -> None:
     """Change pixels by the gradient of log P(class | picture), from noise or a picture.
 
     Writes the film, the last picture, the curve of P, and the gradient by the pixels computed two ways.
@@ -67,7 +68,8 @@ def dream(target: int, start: Path | None, steps: int, rate: float, seed: int, c
     from tinydiff import figures, images
     from tinydiff.evaluate import Judge
 
-    judge = Judge.load(classifier)
+    check_device(device)
+    judge = Judge.load(classifier, device)
     if target >= judge.classes:
         raise click.BadParameter(f"{target}: the classifier knows classes 0 to {judge.classes - 1}", param_hint="--class")
     picture = dreaming.start_picture(judge, start, seed)

@@ -60,7 +60,7 @@ def sample(
     for path in files:
         if not path.absolute().parent.is_dir():
             raise click.UsageError(f"{path}: there is no folder {path.parent}; make it first")
-    pipeline = Pipeline.load(run)
+    pipeline = Pipeline.load(run, device)
     chosen = _classes(classes, pipeline.class_names)
     if n is None:
         n = len(seeds) if seeds and len(seeds) > 1 else 8 * max(1, len(chosen))

@@ -53,12 +53,14 @@ def train(task: str, out: Path, minutes: float | None, steps: int | None, preset
     from tinydiff.train import Trainer
 
     find(TASKS, task, "task")
-    check_device(given.pop("device"))
+    device = given.pop("device")
+    check_device(device)
     resume, json_wanted = given.pop("resume"), given.pop("as_json")
     options = dict(given.pop("settings")) | {name: value for name, value in given.items() if value is not None}
     if steps is not None and minutes is not None:
         raise click.UsageError("--steps and --minutes exclude each other; give one")
     options |= {"steps": steps} if steps is not None else {"minutes": minutes} if minutes is not None else {}
+    again = "" if device == "cpu" else f" --device {device}"
     made = None
     if resume:
         if not (out / "config.json").exists():
@@ -71,11 +73,11 @@ def train(task: str, out: Path, minutes: float | None, steps: int | None, preset
         except ValueError as error:
             raise click.UsageError(str(error)) from None
         made = make_task(config)
-        Trainer(made, total=1).gradients()  # what can't be trained leaves no folder behind
+        Trainer(made, 1, device).gradients()  # what can't be trained leaves no folder behind
         for note in made.notes:
             print(f"tinydiff: {note}", file=sys.stderr)
         run = Run.create(out, config)
-    result = train_with_progress(run, f"tinydiff train {task} --out {out} --resume", made)
+    result = train_with_progress(run, f"tinydiff train {task} --out {out} --resume{again}", made, device)
     if result.get("dead_channels"):
         print(f"tinydiff: warning: {result['dead_channels']} channels of the latents carry nothing; {REVIVE}", file=sys.stderr)
     print(json.dumps(result) if json_wanted else describe(out, result))
@@ -97,7 +99,7 @@ def describe(out: Path, result: dict[str, Any]) -> str:
     return f"{out}: {result['steps']} steps in {result['seconds']:.0f} s, {figures}, weights {result['weights']}"
 
 
-def train_with_progress(run: Any, again: str, task: Any = None) -> dict[str, Any]:
+def train_with_progress(run: Any, again: str, task: Any = None, device: str = "cpu") -> dict[str, Any]:
     """Train or go on; `again` is the command that goes on after an interruption. Returns the last step's figures."""
     from tinydiff.pipeline import load_model, weights_hash
     from tinydiff.train import Interrupted, Trainer
@@ -113,7 +115,7 @@ def train_with_progress(run: Any, again: str, task: Any = None) -> dict[str, Any
             update(trainer.step, trainer.total, f"loss {sum(losses[-50:]) / len(losses[-50:]):.4f}")
 
         try:
-            trainer = run_training(run, report, task)
+            trainer = run_training(run, report, task, device)
         except Interrupted as stop:
             print(f"tinydiff: {stop}. To go on: {again}", file=sys.stderr)
             raise click.exceptions.Exit(128 + stop.signal) from None  # as shells count

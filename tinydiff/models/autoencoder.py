@@ -48,7 +48,7 @@ class DiagonalGaussian:
     def sample(self, rng: np.random.Generator | None = None) -> Tensor:
         """mean + std · noise, differentiable by both (Kingma & Welling 2014); by default the package's generator draws."""
         noise = (rng or random.generator()).standard_normal(self.mean.shape, np.float32)
-        return self.mean + ops.exp(0.5 * self.logvar) * as_tensor(noise.astype(self.mean.dtype, copy=False))
+        return self.mean + ops.exp(0.5 * self.logvar) * as_tensor(noise.astype(self.mean.dtype, copy=False)).to(self.mean.device)
 
     def kl(self) -> Tensor:
         """KL divergence from the standard normal, in nats, summed over each sample's numbers: (N,)."""

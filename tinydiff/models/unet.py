@@ -117,7 +117,8 @@ class UNet(Model):
             told = "needs class_labels (N,)" if class_labels is None else "has no class_embedding, so class_labels can't be used"
             raise ValueError(f"{type(self).__name__} {told}")
         times = np.broadcast_to(np.asarray(t, np.float64), (x.shape[0],))
-        embedded = self.time_embedding(timestep_embedding(times, self.first, self.flip_sin_to_cos, self.freq_shift))
+        waves = timestep_embedding(times, self.first, self.flip_sin_to_cos, self.freq_shift)
+        embedded = self.time_embedding(waves.to(x.device))
         if self.class_embedding is not None:
             embedded = embedded + self.class_embedding(class_labels)
         time = ops.silu(embedded)  # every resnet starts with this

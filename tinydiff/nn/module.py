@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from tinydiff import autograd
+from tinydiff import autograd, backend
 from tinydiff.tensor import Tensor, as_tensor
 
 M = TypeVar("M", bound="Module")
@@ -89,6 +89,25 @@ class Module:
         """Forget the accumulated gradients."""
         for parameter in self.parameters():
             parameter.grad = None
+
+    # Devices.
+
+    @property
+    def device(self) -> str:
+        """Where the parameters live; "cpu" for a module without any."""
+        return next((parameter.device for _, parameter in self.named_parameters()), "cpu")
+
+    def to(self, device: str) -> Any:
+        """Move all parameters, and their gradients, to `device`; returns the module. Do it before an optimiser is made.
+
+        Raises ValueError for an unknown device, RuntimeError for one that is not available.
+        """
+        device = backend.check_device(device)
+        for parameter in self.parameters():
+            parameter.data = backend.to_device(parameter.data, device)
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.detach().to(device)
+        return self
 
     # State.
 

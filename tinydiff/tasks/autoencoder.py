@@ -93,14 +93,14 @@ class AutoencoderTask(OnPictures):
     def loss(self, model: Module, step: int) -> Tensor:
         """Mean squared error of pixels in [-1, 1] + kl · divergence + perceptual · difference of what a classifier sees."""
         assert isinstance(model, models.AutoencoderKL)
-        config, x = self.config, as_tensor(self.batch(step)[0])
+        config, x = self.config, as_tensor(self.batch(step)[0]).to(model.device)
         latents = model.encode(x)
         back = model.decode(latents.sample(self.rng(step)) if config["kl"] else latents.mode(), x.shape[1:3])
         loss = ops.mse_loss(back, x)
         if config["kl"]:
             loss = loss + (config["kl"] / math.prod(x.shape[1:])) * ops.mean(latents.kl())
         if config["perceptual"]:
-            loss = loss + config["perceptual"] * perceptual(self.judge, back, x)
+            loss = loss + config["perceptual"] * perceptual(self.judge.to(model.device), back, x)
         return loss
 
     def show(self, model: Module, step: int, folder: Path) -> dict[str, float]:

@@ -56,7 +56,7 @@ class ClassifierTask(OnPictures):
         if config["augment"]:
             x = jitter(x, rng)
         if not config["not_a_digit"]:
-            return ops.cross_entropy(model(as_tensor(x)), labels)
+            return ops.cross_entropy(model(as_tensor(x).to(model.device)), labels)
         t = rng.uniform(0, self.schedule.timesteps - 1, len(x))
         noised = rng.random(len(x)) < config["noisy"]
         alpha, sigma = np.where(noised, self.schedule.alpha(t), 1.0), np.where(noised, self.schedule.sigma(t), 0.0)
@@ -64,7 +64,7 @@ class ClassifierTask(OnPictures):
         target = np.zeros((len(x), self.classes + 1), np.float32)
         target[np.arange(len(x)), labels] = alpha**2
         target[:, -1] = sigma**2
-        return ops.cross_entropy(model(as_tensor(x)), as_tensor(target))
+        return ops.cross_entropy(model(as_tensor(x).to(model.device)), as_tensor(target).to(model.device))
 
     def show(self, model: Module, step: int, folder: Path) -> dict[str, float]:
         """The share of at most 2,000 test pictures that it names rightly."""

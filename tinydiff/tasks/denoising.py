@@ -61,8 +61,8 @@ class Denoising(OnPictures):
         example = make_example(
             x0, rng, self.schedule, config["predict"], config["times"], config["stratified"], config["min_snr"]
         )
-        predicted, target = model(as_tensor(example.x), example.t, told), example.target
+        predicted, target = model(as_tensor(example.x).to(model.device), example.t, told), example.target
         if config["min_snr"] is not None:
             root = np.sqrt(example.weight)[:, None, None, None]
-            predicted, target = predicted * as_tensor(root), target * root
-        return ops.mse_loss(predicted, as_tensor(target))
+            predicted, target = predicted * as_tensor(root).to(model.device), target * root
+        return ops.mse_loss(predicted, as_tensor(target).to(model.device))
