@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff import autograd, io, ops, random
+from tinydiff import autograd, ops, random
 from tinydiff.models.blocks import Block, Downsample2D, ResnetBlock2D, SpatialAttention, Upsample2D
 from tinydiff.models.model import Model, supported
 from tinydiff.nn import Conv2d, GroupNorm, Module, ModuleList
@@ -251,24 +251,12 @@ class AutoencoderKL(Model):
         """The inverse of `scale`: what `decode` takes."""
         return z / self.config["scaling_factor"] + (self.config["shift_factor"] or 0.0)
 
-    def load_published(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Copy in weights in the published layout (convolutions OIHW, linear [out, in]), under today's names or the older ones.
-
-        Raises ValueError, with nothing changed, listing all that doesn't fit.
-        """
-        layouts = {name: parameter.layout for name, parameter in self.named_parameters()}
-        state = {}
-        for name, array in weights.items():
-            name = _modern(name)
-            state[name] = io.from_disk(name, array, layouts.get(name, "other"))
-        self.load_state_dict(state)
-
-
-def _modern(name: str) -> str:
-    """…mid_block.attentions.0.query.weight becomes …mid_block.attentions.0.to_q.weight."""
-    path, dot, kind = name.rpartition(".")
-    parent, _, part = path.rpartition(".")
-    return f"{parent}.{_OLDER[part]}{dot}{kind}" if ".attentions." in name and part in _OLDER else name
+    @staticmethod
+    def published_name(name: str) -> str:
+        """Today's name of a weight in a file that may be older."""
+        path, dot, kind = name.rpartition(".")
+        parent, _, part = path.rpartition(".")
+        return f"{parent}.{_OLDER[part]}{dot}{kind}" if ".attentions." in name and part in _OLDER else name
 
 
 def pad_to_multiple(x: Tensor, factor: int) -> Tensor:

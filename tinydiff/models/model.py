@@ -6,6 +6,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Self
 
+import numpy as np
+
+from tinydiff import io
 from tinydiff.names import suggestion
 from tinydiff.nn import Module
 
@@ -42,6 +45,24 @@ class Model(Module):
         if missing:
             raise ValueError(f"{cls.__name__} needs the config entry {missing[0]!r}")
         return cls(**given)
+
+    @staticmethod
+    def published_name(name: str) -> str | None:
+        """What a weight of a published file is called here; None for one that isn't needed."""
+        return name
+
+    def load_published(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Copy in weights in the published layout (convolutions OIHW, linear [out, in]) and names, older ones too.
+
+        Raises ValueError, with nothing changed, listing all that doesn't fit.
+        """
+        layouts = {name: parameter.layout for name, parameter in self.named_parameters()}
+        state = {}
+        for published, array in weights.items():
+            name = self.published_name(published)
+            if name is not None:
+                state[name] = io.from_disk(name, array, layouts.get(name, "other"))
+        self.load_state_dict(state)
 
 
 def supported(model: str, **values: tuple[Any, Any]) -> None:
