@@ -4,29 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from tinydiff import io, models
 from tinydiff.autograd import no_grad
-from tinydiff.diffusion import KINDS, SCHEDULES, denoiser, guide, make_schedule, noise_source, sample
-from tinydiff.images import grid, to_uint8
+from tinydiff.diffusion import KINDS, SCHEDULES, begin_with, denoiser, guide, keep, make_schedule, noise_source, sample
+from tinydiff.images import grid
 from tinydiff.names import choose
 from tinydiff.nn import Module, no_init
+from tinydiff.space import Latents, Pixels, Space
 from tinydiff.tensor import as_tensor
 
+AUTOENCODER = "autoencoder"  # the folder of what a denoiser's latents are decoded with, beside its weights
 SHIPPED = Path(__file__).parent / "models" / "shipped"
 NETWORKS: dict[str, Any] = {"denoiser": models.UNet2DModel, "classifier": models.Classifier, "autoencoder": models.AutoencoderKL}
 
 # Samplers that walk in σ/α, or average slopes along it, must begin where there is something to see: at σ/α = 20,000, where the
 # cosine schedule begins, heun in 10 steps gave an FID of 40 in place of the 2 of the others.
 VISIBLE = {"subtract": 15.0, "heun": 80.0}
-
-
-def crop(x: np.ndarray, border: int) -> np.ndarray:
-    """Pictures (N, H, W, C) without `border` pixels on each side."""
-    return x[:, border : x.shape[1] - border, border : x.shape[2] - border] if border else x
 
 
 def model_folder(run: str | Path) -> Path:
@@ -66,6 +63,8 @@ def check_card(card: dict[str, Any]) -> None:
         raise ValueError(f"shape is {shape!r}; expected [height, width, channels]")
     if not isinstance(card.get("pad", 0), int) or not 0 <= card.get("pad", 0) <= 64:
         raise ValueError(f"pad is {card['pad']!r}; expected a number of pixels, 0 to 64")
+    if not isinstance(card.get("autoencoder", ""), str):
+        raise ValueError(f"autoencoder is {card['autoencoder']!r}; expected the hash of its weights")
     model, classes = card["model"], len(card["class_names"])
     limits = {"layers_per_block": 64, "block_out_channels": 8192, "widths": 8192, "latent_channels": 8192}
     for name, most in limits.items():
@@ -104,34 +103,55 @@ def load_model(run: str | Path, task: str | None = None, device: str = "cpu") ->
     return model.to(device).requires_grad_(False).eval(), card
 
 
+def save_model(folder: Path, model: Module, card: dict[str, Any]) -> None:
+    """Write a model's folder, as `load_model` reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    io.write_json(folder / "config.json", card)
+    weights = _published(model)
+    io.save_weights(folder / "model.safetensors", weights, {"hash": io.hash_weights(weights)})
+
+
+def _published(model: Module) -> io.Weights:
+    return {name: io.to_disk(name, p.data, p.layout) for name, p in model.named_parameters()}
+
+
 def weights_hash(model: Module) -> str:
     """A short hash of the weights as files hold them."""
-    return io.hash_weights({name: io.to_disk(name, p.data, p.layout) for name, p in model.named_parameters()})
+    return io.hash_weights(_published(model))
+
+
+def load_space(run: str | Path, card: dict[str, Any], device: str = "cpu") -> Space:
+    """Where the denoiser of a run works, by its card. Raises ValueError if its autoencoder is not the one that the card names."""
+    shape = tuple(card["shape"])
+    if card.get("autoencoder") is None:
+        return Pixels(shape, card.get("pad", 0))
+    folder = model_folder(run) / AUTOENCODER
+    if not folder.is_dir():
+        raise ValueError(
+            f"{run} denoises latents, and their autoencoder is missing; it belongs in {folder}: copy the whole folder"
+        )
+    model, _ = load_model(folder, "autoencoder", device)
+    if (found := weights_hash(model)) != card["autoencoder"]:
+        raise ValueError(f"{folder} has the weights {found}, and the denoiser was trained with {card['autoencoder']}")
+    return Latents(shape, cast(models.AutoencoderKL, model))
 
 
 class Conditioned:
     """A denoiser with its card: draws what it is told, whatever kind of telling its subclass knows.
 
     Attributes:
-        shape: (H, W, C) of the pictures.
+        space: where it denoises; among pixels, if not given.
     """
 
-    def __init__(self, model: Module, card: dict[str, Any]) -> None:
+    def __init__(self, model: Module, card: dict[str, Any], space: Space | None = None) -> None:
         self.model, self.card = model, card
-        self.shape: tuple[int, int, int] = tuple(card["shape"])
+        self.space = space or Pixels(tuple(card["shape"]), card.get("pad", 0))
         self.schedule = make_schedule(card["schedule"])
-        self.border: int = card.get("pad", 0)
 
     @property
     def hash(self) -> str:
         """A short hash of the weights."""
         return weights_hash(self.model)
-
-    @property
-    def size(self) -> tuple[int, int, int]:
-        """(height, width, channels) of what the network denoises."""
-        height, width, channels = self.shape
-        return height + 2 * self.border, width + 2 * self.border, channels
 
     def _predict(self, x: np.ndarray, t: np.ndarray, condition: np.ndarray) -> np.ndarray:
         """The network's answer to x (N, …) at times t (N,), told `condition` (N, …)."""
@@ -147,20 +167,34 @@ class Conditioned:
         steps: int = 50,
         guidance: float = 2.0,
         eta: float | None = None,
-        clip: float | None = 1.0,
+        picture: np.ndarray | None = None,
+        strength: float = 1.0,
+        mask: np.ndarray | None = None,
+        noise: np.ndarray | None = None,
         batch_size: int = 64,
         frames: list[np.ndarray] | None = None,
         callback: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """One picture a seed: uint8 (N, H, W, C). Picture i depends on condition[i] and seeds[i], not on its neighbours.
 
-        `condition` (N, …) is what the network is told, `null` (…, or (N, …)) what it is guided away from. `eta` is ddim's.
-        `frames` is filled with what there was at each step, noise first, and the result last, each (N, H, W, C) uint8.
-        `callback(pictures)` is called after each step with how many went through it.
+        Args:
+            condition: (N, …), what the network is told; null: (…, or (N, …)), what it is guided away from.
+            seeds: of all that is random; N of them.
+            eta: ddim's.
+            picture: uint8 (H, W, C), to begin with: it is noised as far as `strength` says, from 0 (it stays) to 1 (it is
+                forgotten; Meng et al. 2022).
+            mask: (H, W), True where `picture` is to be drawn anew; elsewhere it stays, as well as the space can say it.
+            noise: (N, *space.size), to begin with instead of the seeds' own.
+            frames: is filled with what there was at each step, noise first, and the result last, each (N, H, W, C) uint8.
+            callback: `callback(pictures)` is called after each step with how many went through it.
+
         Raises ValueError for options that make no sense.
         """
         if eta is not None and sampler != "ddim":
             raise ValueError(f"eta = {eta} is for the sampler ddim, not {sampler}")
+        start, cover = self._given(picture, strength, mask)
+        if noise is not None and noise.shape != (len(seeds), *self.space.size):
+            raise ValueError(f"noise has shape {noise.shape}; {len(seeds)} seeds need {(len(seeds), *self.space.size)}")
         null = np.broadcast_to(np.asarray(null, condition.dtype), condition.shape)
         options: dict[str, Any] = {} if eta is None else {"eta": eta}
         if sampler in VISIBLE:
@@ -170,27 +204,52 @@ class Conditioned:
             }
         drawn: list[np.ndarray] = []
         films: list[list[np.ndarray]] = []
-        for start in range(0, len(seeds), batch_size):
-            part = slice(start, start + batch_size)
+        for first in range(0, len(seeds), batch_size):
+            part = slice(first, first + batch_size)
             film: list[np.ndarray] = []
 
             def watch(step: int, t: float, x: np.ndarray, x0: np.ndarray, film: list[np.ndarray] = film) -> None:
                 if frames is not None:
-                    film.append(to_uint8(crop(x, self.border)))
+                    film.append(self.space.decode(x))
                 if callback is not None:
                     callback(len(x))
 
             predict = guide(self._predict, condition[part], null[part], guidance)
-            denoise = denoiser(predict, self.schedule, self.card["predict"], clip)
-            noise = noise_source(seeds[part], self.size)
-            x = sample(sampler, denoise, noise, self.schedule, steps, callback=watch, **options)
+            denoise = denoiser(predict, self.schedule, self.card["predict"], self.space.clip)
+            if cover is not None and start is not None:
+                denoise = keep(denoise, start, ~cover)
+            if start is not None and strength < 1:
+                options |= {"picture": np.repeat(start, len(seeds[part]), 0), "strength": strength}
+            source = noise_source(seeds[part], self.space.size)
+            if noise is not None:
+                source = begin_with(noise[part], source)
+            x = sample(sampler, denoise, source, self.schedule, steps, callback=watch, **options)
             if not np.isfinite(x).all():
                 raise ValueError(f"sampling gave numbers that are not finite; try other settings than {sampler} in {steps} steps")
-            drawn.append(to_uint8(crop(x, self.border)))
+            drawn.append(self.space.decode(x))
             films.append([*film, drawn[-1]])
         if frames is not None:
             frames.extend(np.concatenate(parts) for parts in zip(*films))
-        return np.concatenate(drawn) if drawn else np.zeros((0, *self.shape), np.uint8)
+        return np.concatenate(drawn) if drawn else np.zeros((0, *self.space.shape), np.uint8)
+
+    def _given(
+        self, picture: np.ndarray | None, strength: float, mask: np.ndarray | None
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """A picture (1, *size) and a mask (h, w, 1) as the space has them."""
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength = {strength}; choose between 0 (keep the picture) and 1 (start from noise alone)")
+        if picture is None:
+            if mask is not None or strength != 1:
+                raise ValueError("a mask or a strength below 1 needs a picture to start from")
+            return None, None
+        if picture.shape != self.space.shape or picture.dtype != np.uint8:
+            raise ValueError(
+                f"the picture is {picture.dtype} {picture.shape}, and this model draws uint8 {self.space.shape}; resize it"
+            )
+        if mask is not None and mask.shape != picture.shape[:2]:
+            raise ValueError(f"the mask has shape {mask.shape} and the picture {picture.shape[:2]}; the two must agree")
+        cover = None if mask is None else self.space.cover(np.asarray(mask, bool))
+        return self.space.encode(picture[None]), cover
 
 
 class Pipeline(Conditioned):
@@ -200,14 +259,15 @@ class Pipeline(Conditioned):
         class_names: what the classes are called; empty for a model without classes.
     """
 
-    def __init__(self, model: Module, card: dict[str, Any]) -> None:
-        super().__init__(model, card)
+    def __init__(self, model: Module, card: dict[str, Any], space: Space | None = None) -> None:
+        super().__init__(model, card, space)
         self.class_names: list[str] = card["class_names"] if card["model"].get("num_class_embeds") else []
 
     @classmethod
     def load(cls, run: str | Path, device: str = "cpu") -> Pipeline:
         """From a run folder, or the shipped model `digits`; it computes on `device`."""
-        return cls(*load_model(run, "denoiser", device))
+        model, card = load_model(run, "denoiser", device)
+        return cls(model, card, load_space(run, card, device))
 
     def _predict(self, x: np.ndarray, t: np.ndarray, condition: np.ndarray) -> np.ndarray:
         with no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tinydiff.cli.options import MOST, Numbers, as_json, check_device, device, p
 from tinydiff.diffusion import SAMPLERS
 
 File = click.Path(dir_okay=False, path_type=Path)
+STOCHASTIC = ("ddpm", "euler_ancestral")  # they draw noise on the way
 
 
 @click.command()
@@ -24,9 +26,13 @@ File = click.Path(dir_okay=False, path_type=Path)
 @click.option("--steps", type=click.IntRange(1, 1000), default=50, show_default=True)
 @click.option("--cfg", type=float, default=2.0, show_default=True, help="Guidance; 1 is none.")
 @click.option("--eta", type=click.FloatRange(0, 1), help="Fresh noise in ddim, from 0 to 1.  [default: 0]")
+@click.option("--init", type=File, help="Begin with this picture, noised as far as --strength says.")
+@click.option("--strength", type=click.FloatRange(0, 1), help="0 keeps --init, 1 forgets it.  [default: 0.6; with --mask 1]")
+@click.option("--mask", type=File, help="Draw --init anew where this picture is white, and leave it where it is black.")
+@click.option("--interpolate", type=click.IntRange(min=1), metavar="N", help="N pictures from each seed to the next.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Pictures at once.")
 @click.option("--out", type=File, help="PNG: a grid, a row for each class if there are several.  [default: samples.png]")
-@click.option("--gif", type=File, help="GIF: noise becoming pictures.")
+@click.option("--gif", type=File, help="GIF: noise becoming pictures; with --interpolate, the pictures in turn.")
 @click.option("--npz", type=File, help="NumPy file: images (N, H, W[, C]) uint8, and labels.")
 @device
 @as_json
@@ -39,6 +45,10 @@ def sample(
     steps: int,
     cfg: float,
     eta: float | None,
+    init: Path | None,
+    strength: float | None,
+    mask: Path | None,
+    interpolate: int | None,
     batch_size: int,
     out: Path | None,
     gif: Path | None,
@@ -47,11 +57,14 @@ def sample(
     as_json: bool,
 ) -> None:
     """Draw with RUN, a run folder, or with the model that is shipped: digits."""
+    from tinydiff.diffusion import noise_source
     from tinydiff.pipeline import Pipeline, sample_labels
 
     check_device(device)
     if eta is not None and sampler != "ddim":
         raise click.UsageError(f"--eta is for the sampler ddim, not {sampler}; leave it out")
+    if init is None and (mask is not None or strength is not None):
+        raise click.UsageError(f"--{'mask' if mask is not None else 'strength'} says what becomes of a picture; give --init too")
     if not np.isfinite(cfg):
         raise click.BadParameter(f"{cfg} is not a finite number; 1 is no guidance", param_hint="--cfg")
     if out is None and gif is None and npz is None:
@@ -62,6 +75,8 @@ def sample(
             raise click.UsageError(f"{path}: there is no folder {path.parent}; make it first")
     pipeline = Pipeline.load(run, device)
     chosen = _classes(classes, pipeline.class_names)
+    if interpolate is not None and len(chosen) > 1:
+        raise click.UsageError("--interpolate stays within one class, as nothing lies between two; give one, such as --class 3")
     if n is None:
         n = len(seeds) if seeds and len(seeds) > 1 else 8 * max(1, len(chosen))
     seeds = seeds or [0]
@@ -70,7 +85,14 @@ def sample(
     if len(seeds) != n:
         raise click.UsageError(f"--n is {n}, but --seeds gives {len(seeds)}; give as many, or only the first")
     labels = sample_labels(chosen, n) if chosen else None
-    frames: list[np.ndarray] | None = [] if gif else None
+    picture, cover = _begin(init, mask, pipeline.space.shape)
+    strength = strength if strength is not None else 0.6 if init is not None and mask is None else 1.0
+    noise = None
+    if interpolate is not None:
+        noise = _path(noise_source(seeds, pipeline.space.size)(), interpolate, sampler, eta)
+        n = len(noise)
+        labels = None if labels is None else np.repeat(labels[:1], n)
+    frames: list[np.ndarray] | None = [] if gif and interpolate is None else None
     evaluations = 2 * steps - 1 if sampler == "heun" else steps
     with progress("drawing") as update:
         done = 0
@@ -82,11 +104,15 @@ def sample(
 
         drawn = pipeline.draw(
             labels,
-            seeds,
+            seeds if noise is None else [0] * n,  # the path is all the noise there is
             sampler=sampler,
             steps=steps,
             guidance=cfg,
             eta=eta,
+            picture=picture,
+            strength=strength,
+            mask=cover,
+            noise=noise,
             batch_size=batch_size,
             frames=frames,
             callback=count,
@@ -99,8 +125,13 @@ def sample(
         "steps": steps,
         "guidance": cfg,
         **({"eta": eta} if eta is not None else {}),
+        **({"init": str(init), "strength": strength} if init is not None else {}),
+        **({"mask": str(mask)} if mask is not None else {}),
+        **({"interpolate": interpolate} if interpolate is not None else {}),
         "weights": pipeline.hash,
     }
+    if interpolate is not None:
+        frames = [picture[None] for picture in drawn]
     _write(drawn, labels, frames, settings, out, gif, npz)
     print(json.dumps(settings | {"n": n, "files": [str(f) for f in files]}) if as_json else "\n".join(map(str, files)))
 
@@ -117,6 +148,39 @@ def _classes(asked: list[int] | str | None, names: list[str]) -> list[int]:
         if number >= len(names):
             raise click.UsageError(f"--class {number}: the model knows classes 0 to {len(names) - 1}")
     return list(dict.fromkeys(asked))
+
+
+def _begin(init: Path | None, mask: Path | None, shape: tuple[int, int, int]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The picture to begin with, uint8 of `shape`, and the mask, True where it is white; both scaled and cropped if need be."""
+    from tinydiff import images
+
+    if init is None:
+        return None, None
+    picture = images.read_image(init, channels=shape[2])
+    whole, size = picture.shape[:2], None if picture.shape == shape or shape[0] != shape[1] else shape[0]
+    if size is not None:
+        picture = images.read_image(init, size, shape[2])
+    if mask is None:
+        return picture, None
+    cover = images.read_image(mask, channels=1)
+    if cover.shape[:2] != whole:
+        raise click.UsageError(
+            f"{mask} has {' × '.join(map(str, cover.shape[:2]))} pixels and {init} {' × '.join(map(str, whole))}; "
+            "make the mask as large as the picture"
+        )
+    return picture, (cover if size is None else images.read_image(mask, size, 1))[..., 0] >= 128
+
+
+def _path(ends: np.ndarray, steps: int, sampler: str, eta: float | None) -> np.ndarray:
+    """Noise on the way from each of `ends` to the next, in so many steps."""
+    from tinydiff.diffusion import slerp
+
+    if len(ends) < 2:
+        raise click.UsageError("--interpolate goes from one seed to the next; give two or more, such as --seeds 3,17")
+    if sampler in STOCHASTIC or eta:
+        raise click.UsageError(f"--interpolate needs the same noise all the way, and {sampler} adds fresh one; choose ddim")
+    shares = [i / steps for i in range(steps)]
+    return np.concatenate([*(slerp(a, b, shares) for a, b in pairwise(ends)), ends[-1:]])
 
 
 def _spans(numbers: list[int]) -> str:
@@ -142,7 +206,8 @@ def _write(
     if out is not None:
         images.save_png(out, sheet(drawn, labels, scale), settings | {"software": f"tinydiff {__version__}"})
     if gif is not None and frames is not None:
-        images.save_gif(gif, [sheet(frame, labels, scale) for frame in frames], 0.06, hold=2.0)
+        shown = labels if len(frames[0]) == len(drawn) else None
+        images.save_gif(gif, [sheet(frame, shown, scale) for frame in frames], 0.06, hold=2.0)
     if npz is not None:
         pictures = drawn[..., 0] if drawn.shape[-1] == 1 else drawn
         with io.replacing(npz) as temporary, open(temporary, "wb") as file:

@@ -32,6 +32,7 @@ REVIVE = "train longer, with a smaller --kl, or be content with fewer (--latent)
 @click.option("--schedule", help="How much noise at which time: linear, scaled_linear, cosine or karras.")
 @click.option("--times", help="How times are drawn: uniform, lognormal or logit_normal.")
 @click.option("--min-snr", type=float, help="Turn min-SNR weighting on, with this γ (5 is usual).")
+@click.option("--latents", metavar="AE_RUN", help="Denoise the latents of this run of an autoencoder, in place of pixels.")
 @click.option(
     "--factor", type=click.IntRange(min=1), help="How much lower and narrower an autoencoder's latents are.  [default: 4]"
 )

@@ -1,6 +1,6 @@
 """Noise for samplers: sample i's depends on its own seed, never on the batch around it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,3 +24,26 @@ def noise_source(seeds: Iterable[int], shape: tuple[int, ...]) -> Callable[[], N
         return out
 
     return noise
+
+
+def begin_with(first: NDArray[np.float32], source: Callable[[], NDArray[np.float32]]) -> Callable[[], NDArray[np.float32]]:
+    """A source whose first array is `first`; the source's own first is passed over, so what follows is as without it."""
+    waiting = [first]
+
+    def noise() -> NDArray[np.float32]:
+        drawn = source()
+        return waiting.pop() if waiting else drawn
+
+    return noise
+
+
+def slerp(a: NDArray[np.float32], b: NDArray[np.float32], shares: Sequence[float]) -> NDArray[np.float32]:
+    """From a to b along the great circle between them (Shoemake 1985): one array for each share, 0 at a and 1 at b.
+
+    Halfway along the straight line noise has less deviation than noise should; on the circle it keeps it.
+    """
+    cosine = float(np.vdot(a, b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))
+    angle = np.arccos(np.clip(cosine, -1, 1))
+    if np.sin(angle) < 1e-6:  # the same direction, or opposite ones, between which no circle is the nearest
+        return np.stack([(1 - s) * a + s * b for s in shares]).astype(np.float32)
+    return np.stack([(np.sin((1 - s) * angle) * a + np.sin(s * angle) * b) / np.sin(angle) for s in shares]).astype(np.float32)

@@ -45,6 +45,19 @@ def denoiser(predict: Predict, schedule: Schedule, kind: str, clip: float | None
     return denoise
 
 
+def keep(denoise: Denoise, picture: Array, known: Array) -> Denoise:
+    """A `denoise` that knows `picture` (broadcast to x) where `known` is True: inpainting.
+
+    Every sampler walks from x towards the x_0 it is told, so there x stays the picture with noise as time has it, which is what
+    the network sees, and ends as the picture (Lugmayr et al. 2022, without going back in time).
+    """
+
+    def denoise_rest(x: Array, t: float) -> Array:
+        return np.where(known, picture, denoise(x, t))
+
+    return denoise_rest
+
+
 def _levels(schedule: Schedule, times: ArrayLike) -> list[Level]:
     """(t, α, σ) of each time, as Python numbers so that float32 pictures stay float32."""
     times = np.asarray(times, dtype=np.float64)

@@ -14,7 +14,7 @@ from tinydiff.tasks.classifier import ClassifierTask
 from tinydiff.tasks.denoiser import DenoiserTask
 
 # What the options that are None by default look like otherwise.
-EXAMPLES: Config = {"size": 28, "steps": 1000, "min_snr": 5.0}
+EXAMPLES: Config = {"size": 28, "steps": 1000, "min_snr": 5.0, "latents": "RUN"}
 
 TASKS: dict[str, type[Task]] = {"denoiser": DenoiserTask, "classifier": ClassifierTask, "autoencoder": AutoencoderTask}
 
@@ -26,7 +26,7 @@ def configure(task: str, preset: str = "small", options: Mapping[str, Any] | Non
     """
     chosen = choose(TASKS, task, "task")
     config: Config = {"task": task, "preset": preset, **COMMON, **chosen.DEFAULTS, "model": {}}
-    config |= choose(chosen.PRESETS, preset, f"preset of {task}")
+    config |= choose(chosen.presets(options or {}), preset, f"preset of {task}")
     config["model"] = dict(config["model"])
     for name, value in (options or {}).items():
         if name.startswith("model."):

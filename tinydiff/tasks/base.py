@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -34,7 +35,12 @@ class Task(Protocol):
     """A model, its data and its loss. Randomness comes from (seed, step) alone, so that a run can stop and go on anywhere."""
 
     DEFAULTS: ClassVar[Config]  # its own options, beside those of COMMON
-    PRESETS: ClassVar[dict[str, Config]]
+
+    @classmethod
+    def presets(cls, options: Mapping[str, Any]) -> dict[str, Config]:
+        """The presets to choose from, given the user's options."""
+        ...
+
     config: Config
     notes: tuple[str, ...]  # what the user should hear of the data
 
@@ -78,6 +84,11 @@ class OnPictures:
 
     DEFAULTS: ClassVar[Config] = {}
     PRESETS: ClassVar[dict[str, Config]] = {}
+
+    @classmethod
+    def presets(cls, options: Mapping[str, Any]) -> dict[str, Config]:
+        """See `Task`."""
+        return cls.PRESETS
 
     def __init__(self, config: Config, parts: Path | None = None) -> None:
         self.config = config

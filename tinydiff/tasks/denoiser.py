@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,6 +22,18 @@ UNET: Config = {
 }
 
 
+def latent_unet(size: tuple[int, int, int], widths: list[int]) -> Config:
+    """The UNet for latents (h, w, c): few places and many channels, so two levels do up to 16 × 16; attention at the last."""
+    levels = min(len(widths), 2 if max(size[:2]) <= 16 else 3)
+    return {
+        "block_out_channels": widths[:levels],
+        "down_block_types": ["DownBlock2D"] * (levels - 1) + ["AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D"] + ["UpBlock2D"] * (levels - 1),
+        "attention_head_dim": 32,
+        "norm_num_groups": 8,
+    }
+
+
 class DenoiserTask(Denoising):
     """A UNet that predicts the noise in a picture (or v, or the picture itself), told the class of the picture or nothing."""
 
@@ -29,6 +42,16 @@ class DenoiserTask(Denoising):
         "small": {"model": UNET | {"block_out_channels": [32, 64, 64], "layers_per_block": 1}},
         "base": {"model": UNET | {"block_out_channels": [64, 128, 128], "layers_per_block": 2}},
     }
+    LATENT_WIDTHS: ClassVar[dict[str, list[int]]] = {"small": [128, 128, 128], "base": [128, 256, 256]}
+
+    @classmethod
+    def presets(cls, options: Mapping[str, Any]) -> dict[str, Config]:
+        """See `Task`. Of a UNet among latents, only the depth is settled before their size is known."""
+        if options.get("latents") is None:
+            return cls.PRESETS
+        return {
+            name: {"model": {"layers_per_block": preset["model"]["layers_per_block"]}} for name, preset in cls.PRESETS.items()
+        }
 
     def __init__(self, config: Config, parts: Path | None = None) -> None:
         super().__init__(config, parts)
@@ -38,7 +61,8 @@ class DenoiserTask(Denoising):
 
     def model_config(self) -> Config:
         """The network's configuration, its sizes taken from the data."""
-        return {"num_class_embeds": self.classes + 1 if self.classes else None} | super().model_config()
+        network = {} if self.autoencoder is None else latent_unet(self.space.size, self.LATENT_WIDTHS[self.config["preset"]])
+        return network | {"num_class_embeds": self.classes + 1 if self.classes else None} | super().model_config()
 
     def build(self) -> Module:
         """See `Task`."""
@@ -47,12 +71,14 @@ class DenoiserTask(Denoising):
 
     def told(self, step: int, rng: np.random.Generator) -> np.ndarray | None:
         """Labels (N,), some of them withheld; None for data without classes."""
-        labels = self.batch(step)[1]
-        return None if labels is None else np.where(rng.random(len(labels)) < self.config["class_drop"], self.classes, labels)
+        if self.data.labels is None:
+            return None
+        labels = self.data.labels[self.indices(step)]
+        return np.where(rng.random(len(labels)) < self.config["class_drop"], self.classes, labels)
 
     def show(self, model: Module, step: int, folder: Path) -> dict[str, float]:
         """A grid of drawn pictures, a row for each class."""
-        pipeline = Pipeline(model, self.card())
+        pipeline = Pipeline(model, self.card(), self.space)
         rows = max(self.classes, 1)
         labels = np.repeat(np.arange(rows), 8) if self.classes else None
         drawn = pipeline.draw(labels, range(8 * rows), sampler="dpmpp_2m", steps=20, guidance=2.0 if self.classes else 1.0)

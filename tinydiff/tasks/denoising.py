@@ -1,22 +1,28 @@
-"""What the tasks that train denoisers share: the noise, the loss, and what their cards say of it."""
+"""What the tasks that train denoisers share: the space they work in, the noise, the loss, and what their cards say of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from tinydiff import ops
+from tinydiff import models, ops
 from tinydiff.diffusion import DISTRIBUTIONS, KINDS, make_example, make_schedule
 from tinydiff.names import choose
 from tinydiff.nn import Module
+from tinydiff.pipeline import AUTOENCODER, load_model, save_model, weights_hash
+from tinydiff.space import Latents, Pixels, Space, cached_moments
 from tinydiff.tasks.base import Config, OnPictures
 from tinydiff.tensor import Tensor, as_tensor
 
 
 class Denoising(OnPictures):
-    """Practising to remove noise from pictures, told something of each. A subclass says what it is told, and by which network."""
+    """Practising to remove noise from pictures, told something of each. A subclass says what it is told, and by which network.
+
+    With `latents`, the run of an autoencoder, it is the latents that are noised. They are encoded once, before training; where
+    the autoencoder's bottleneck is Gaussian each step draws them anew.
+    """
 
     DEFAULTS: ClassVar[Config] = {
         "schedule": "cosine",
@@ -25,6 +31,7 @@ class Denoising(OnPictures):
         "stratified": True,
         "min_snr": None,  # γ of min-SNR weighting
         "pad": 0,  # pixels of border added on each side
+        "latents": None,  # run of the autoencoder whose latents to denoise, in place of pixels
     }
 
     def __init__(self, config: Config, parts: Path | None = None) -> None:
@@ -34,17 +41,48 @@ class Denoising(OnPictures):
         choose(DISTRIBUTIONS, config["times"], "distribution of t")
         if config["min_snr"] is not None and not config["min_snr"] > 0:
             raise ValueError(f"option min_snr = {config['min_snr']}: it must be positive (5 is usual)")
+        self.space: Space
+        self.autoencoder: Config | None = None  # its card
+        if config["latents"] is None:
+            self.space = Pixels(self.data.images.shape[1:], config["pad"])
+        else:
+            self._encode(config["latents"] if parts is None else parts / AUTOENCODER)
+
+    def _encode(self, run: str | Path) -> None:
+        if self.config["pad"]:
+            raise ValueError(f"option pad = {self.config['pad']}: it is for pixels; leave it at 0 with latents")
+        model, self.autoencoder = load_model(run, "autoencoder")
+        self.space = Latents(self.data.images.shape[1:], cast(models.AutoencoderKL, model))
+        self.weights = weights_hash(model)
+        self.mean, self.std = cached_moments(self.space, self.data.images, self.weights)
+        if not np.isfinite(self.mean).all():
+            raise ValueError(f"the latents of {run} are not finite: the autoencoder has diverged; train it again")
+
+    def store(self, folder: Path) -> None:
+        """See `Task`: the autoencoder, so that the run can draw on its own."""
+        if self.autoencoder is not None and isinstance(self.space, Latents):
+            save_model(folder / AUTOENCODER, self.space.model, self.autoencoder)
+
+    def clean(self, step: int) -> np.ndarray:
+        """What the noise of step `step` is added to: (N, *space.size) float32."""
+        index = self.indices(step)
+        if self.autoencoder is None:
+            return self.space.encode(self.data.images[index])
+        if not self.autoencoder["kl"]:
+            return self.mean[index]
+        return self.mean[index] + self.std[index] * self.rng(step, 1).standard_normal(self.mean[index].shape, np.float32)
 
     def model_config(self) -> Config:
         """The network's configuration, its sizes taken from the data."""
-        height, _, channels = self.data.images.shape[1:]
-        sizes = {"sample_size": height + 2 * self.config["pad"], "in_channels": channels, "out_channels": channels}
-        return sizes | self.config["model"]
+        height, _, channels = self.space.size
+        return {"sample_size": height, "in_channels": channels, "out_channels": channels} | self.config["model"]
 
     def card(self) -> Config:
         """See `Task`."""
-        names = ("schedule", "predict", "pad")
-        return self.describe() | {name: self.config[name] for name in names} | {"model": self.model_config()}
+        own = {name: self.config[name] for name in ("schedule", "predict", "pad")}
+        if self.autoencoder is not None:
+            own["autoencoder"] = self.weights
+        return self.describe() | own | {"model": self.model_config()}
 
     def told(self, step: int, rng: np.random.Generator) -> Any:
         """What the network hears of the pictures of step `step`: (N, …), or None."""
@@ -53,13 +91,9 @@ class Denoising(OnPictures):
     def loss(self, model: Module, step: int) -> Tensor:
         """The mean squared error of the prediction at random noise levels; weighted per picture if min-SNR is on."""
         config, rng = self.config, self.rng(step)
-        x0 = self.batch(step)[0]
-        if config["pad"]:
-            border = (config["pad"], config["pad"])
-            x0 = np.pad(x0, ((0, 0), border, border, (0, 0)), constant_values=-1.0)
         told = self.told(step, rng)
         example = make_example(
-            x0, rng, self.schedule, config["predict"], config["times"], config["stratified"], config["min_snr"]
+            self.clean(step), rng, self.schedule, config["predict"], config["times"], config["stratified"], config["min_snr"]
         )
         predicted, target = model(as_tensor(example.x).to(model.device), example.t, told), example.target
         if config["min_snr"] is not None:
