@@ -78,3 +78,32 @@ def pixel_gradient_figure(found: PixelGradients, picture: np.ndarray, name: str,
         bar = figure.colorbar(shown, ax=axes, shrink=0.7)
         bar.ax.tick_params(labelsize=7)
     _save(figure, path)
+
+
+def score_map(
+    scores: np.ndarray, pictures: np.ndarray, captions: Sequence[str], path: str | Path, names: Sequence[str] = ()
+) -> None:
+    """How well each caption fits each picture: cosines (N, M) of N pictures, uint8 (N, H, W, C), with M captions, as a heat map.
+
+    The best caption of each picture has a frame. `names` are written beside the pictures.
+    """
+    from matplotlib.patches import Rectangle
+
+    n, m = scores.shape
+    figure = _figure(2.5 + 0.75 * m, 1.6 + 0.75 * n)
+    axes = figure.subplots()
+    shown = axes.imshow(scores, cmap="viridis", aspect="auto")
+    axes.set_xticks(range(m), captions, rotation=40, ha="right", fontsize=8)
+    axes.set_yticks(range(n), names or [""] * n, fontsize=8)
+    axes.tick_params(axis="y", pad=46, length=0)
+    for row, picture in enumerate(pictures):
+        beside = axes.inset_axes((-1.4, row - 0.42, 0.84, 0.84), transform=axes.transData)
+        beside.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=255)
+        beside.axis("off")
+        for column, score in enumerate(scores[row]):
+            bright = score > (scores.min() + scores.max()) / 2
+            axes.text(column, row, f"{score:.2f}", ha="center", va="center", fontsize=8, color="black" if bright else "white")
+        corner = (int(scores[row].argmax()) - 0.5, row - 0.5)
+        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="red", linewidth=1.5))
+    figure.colorbar(shown, ax=axes, label="cosine", shrink=0.8)
+    _save(figure, path)

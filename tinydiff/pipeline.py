@@ -19,7 +19,12 @@ from tinydiff.tensor import as_tensor
 
 AUTOENCODER = "autoencoder"  # the folder of what a denoiser's latents are decoded with, beside its weights
 SHIPPED = Path(__file__).parent / "models" / "shipped"
-NETWORKS: dict[str, Any] = {"denoiser": models.UNet2DModel, "classifier": models.Classifier, "autoencoder": models.AutoencoderKL}
+NETWORKS: dict[str, Any] = {
+    "denoiser": models.UNet2DModel,
+    "classifier": models.Classifier,
+    "autoencoder": models.AutoencoderKL,
+    "clip": models.CLIP,
+}
 
 # Samplers that walk in σ/α, or average slopes along it, must begin where there is something to see: at σ/α = 20,000, where the
 # cosine schedule begins, heun in 10 steps gave an FID of 40 in place of the 2 of the others.
@@ -67,8 +72,11 @@ def check_card(card: dict[str, Any]) -> None:
         raise ValueError(f"autoencoder is {card['autoencoder']!r}; expected the hash of its weights")
     model, classes = card["model"], len(card["class_names"])
     limits = {"layers_per_block": 64, "block_out_channels": 8192, "widths": 8192, "latent_channels": 8192}
-    for name, most in limits.items():
-        sizes = model.get(name, 1)
+    limits |= {"hidden_size": 8192, "intermediate_size": 32768, "num_hidden_layers": 64, "projection_dim": 8192}
+    limits |= {"vocab_size": 2**20, "max_position_embeddings": 4096, "image_size": 4096}
+    parts = [model, *(part for part in model.values() if isinstance(part, dict))]
+    for name, most, part in ((name, most, part) for name, most in limits.items() for part in parts):
+        sizes = part.get(name, 1)
         for size in sizes if isinstance(sizes, list | tuple) else [sizes]:
             if not isinstance(size, int) or not 1 <= size <= most:
                 raise ValueError(f"model.{name} is {sizes!r}; expected nothing but 1 to {most}")

@@ -73,9 +73,9 @@ def _fail(message: str, code: int) -> int:
 
 
 def _add_commands() -> None:
-    from tinydiff.cli import check, compress, pictures, sample, train
+    from tinydiff.cli import check, compress, pictures, sample, score, train
 
-    commands = (pictures.demo, train.train, sample.sample, pictures.dream, pictures.schedules)
+    commands = (pictures.demo, train.train, sample.sample, pictures.dream, pictures.schedules, score.score, score.search)
     for command in (*commands, compress.compress, compress.decompress, check.evaluate, check.gradcheck, check.doctor, check.data):
         cli.add_command(command)
 

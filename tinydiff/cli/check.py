@@ -42,6 +42,7 @@ def evaluate(
     """FID and accuracy of RUN's pictures, beside the floor (real against real).
 
     Of a classifier, its test accuracy; of an autoencoder, PSNR, SSIM and MSE beside PCA's with as many numbers a picture.
+    Of contrastive encoders, how often a picture finds its class or caption.
     """
     from tinydiff import evaluate as evaluation
     from tinydiff.pipeline import load_model
@@ -53,6 +54,10 @@ def evaluate(
         result: dict[str, Any] = evaluation.evaluate_classifier(run, n, spec, device)
     elif task == "autoencoder":
         result = evaluate_autoencoder(run, n, spec, device)
+    elif task == "clip":
+        from tinydiff.contrastive import evaluate_clip
+
+        result = evaluate_clip(run, n, spec)
     else:
         judge = evaluation.Judge.load(classifier, device)
         with progress("drawing") as update:

@@ -12,8 +12,9 @@ import click
 from tinydiff.cli.options import SPECS, Setting, as_json, check_device, device, find, progress
 
 # What the last showing may have measured.
-FIGURES = ("accuracy", "psnr", "ssim", "mse")
+FIGURES = ("accuracy", "recall_1", "recall_10", "psnr", "ssim", "mse")
 
+STUCK = "do the captions belong to the pictures? If so, try a lower --lr or another --seed, or train longer"
 REVIVE = "train longer, with a smaller --kl, or be content with fewer (--latent)"
 
 
@@ -45,7 +46,7 @@ REVIVE = "train longer, with a smaller --kl, or be content with fewer (--latent)
 @device
 @as_json
 def train(task: str, out: Path, minutes: float | None, steps: int | None, preset: str | None, **given: Any) -> None:
-    """Train TASK (denoiser, classifier or autoencoder), into a run folder.
+    """Train TASK (denoiser, classifier, autoencoder or clip), into a run folder.
 
     Ctrl-C saves; the same command with --resume goes on as if it had never stopped.
     """
@@ -81,6 +82,8 @@ def train(task: str, out: Path, minutes: float | None, steps: int | None, preset
     result = train_with_progress(run, f"tinydiff train {task} --out {out} --resume{again}", made, device)
     if result.get("dead_channels"):
         print(f"tinydiff: warning: {result['dead_channels']} channels of the latents carry nothing; {REVIVE}", file=sys.stderr)
+    if result.get("guessing"):
+        print(f"tinydiff: warning: the loss is that of guessing among a batch; {STUCK}", file=sys.stderr)
     print(json.dumps(result) if json_wanted else describe(out, result))
 
 
@@ -127,6 +130,6 @@ def train_with_progress(run: Any, again: str, task: Any = None, device: str = "c
         "steps": trainer.total,
         "seconds": round(trainer.seconds, 3),
         "loss": sum(tail) / len(tail),
-        **{name: last[name] for name in (*FIGURES, "dead_channels") if name in last},
+        **{name: last[name] for name in (*FIGURES, "dead_channels", "guessing") if name in last},
         "weights": weights_hash(model),
     }

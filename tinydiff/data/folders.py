@@ -50,7 +50,7 @@ def _find(folder: Path, stem: str) -> Path:
 def load_folder(name: str, folder: Path, split: str, size: int) -> Dataset:
     own_splits = (folder / "train").is_dir() and (folder / "test").is_dir()
     root = folder / split if own_splits else folder
-    paths = _pictures(root)
+    paths = find_pictures(root)
     if not paths:
         raise ValueError(f"{name}: no pictures in {root} ({', '.join(sorted(PICTURES))})")
     classes = sorted({path.relative_to(root).parts[0] for path in paths if path.parent != root})
@@ -73,7 +73,7 @@ def load_folder(name: str, folder: Path, split: str, size: int) -> Dataset:
     return _captioned(Dataset(np.stack(images), labels, name, tuple(classes) if labelled else (), notes), split)
 
 
-def _pictures(root: Path) -> Sequence[Path]:
+def find_pictures(root: Path) -> Sequence[Path]:
     """The picture files under `root`, in an order that does not depend on the file system; hidden ones are left out."""
     found = (path for path in root.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))

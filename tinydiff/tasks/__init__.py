@@ -11,12 +11,18 @@ from tinydiff.names import choose
 from tinydiff.tasks.autoencoder import AutoencoderTask
 from tinydiff.tasks.base import COMMON, Config, Task
 from tinydiff.tasks.classifier import ClassifierTask
+from tinydiff.tasks.clip import ClipTask
 from tinydiff.tasks.denoiser import DenoiserTask
 
 # What the options that are None by default look like otherwise.
 EXAMPLES: Config = {"size": 28, "steps": 1000, "min_snr": 5.0, "latents": "RUN"}
 
-TASKS: dict[str, type[Task]] = {"denoiser": DenoiserTask, "classifier": ClassifierTask, "autoencoder": AutoencoderTask}
+TASKS: dict[str, type[Task]] = {
+    "denoiser": DenoiserTask,
+    "classifier": ClassifierTask,
+    "autoencoder": AutoencoderTask,
+    "clip": ClipTask,
+}
 
 
 def configure(task: str, preset: str = "small", options: Mapping[str, Any] | None = None) -> Config:

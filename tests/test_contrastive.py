@@ -1,0 +1,367 @@
+"""Contrastive training: the loss against its definition, the whole of a small training, and the commands that use it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import tinydiff as td
+from tinydiff import data
+from tinydiff.cli import cli
+from tinydiff.contrastive import Matcher, background, contrastive_loss, guessing, recalls, retrieval, same_pairs, zero_shot
+from tinydiff.data.captions import Captions
+from tinydiff.images import read_png_metadata, save_png
+from tinydiff.models import CLIP
+from tinydiff.pipeline import load_model
+from tinydiff.run import Run
+from tinydiff.tasks import configure, make_task
+from tinydiff.tokenizer import Tokenizer
+from tinydiff.train import Trainer, train
+
+TINY: dict[str, Any] = {
+    "projection_dim": 8,
+    "text_config": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 24,
+    },
+    "vision_config": {"hidden_size": 16, "widths": [8, 8], "norm_num_groups": 4},
+}
+FAST: dict[str, Any] = {
+    "steps": 6,
+    "batch_size": 16,
+    "showings": 1,
+    "vocab_size": 600,
+    **{f"model.{name}": value for name, value in TINY.items()},
+}
+
+
+def vectors(rng: np.random.Generator, n: int, size: int = 5) -> np.ndarray:
+    x = rng.standard_normal((n, size))
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def by_definition(images: np.ndarray, texts: np.ndarray, scale: float, same: np.ndarray) -> float:
+    """Pair by pair."""
+    factor, n, total = min(np.exp(scale), 100.0), len(images), 0.0
+    for i in range(n):
+        others = [j for j in range(n) if j == i or not same[i, j]]
+        own = factor * images[i] @ texts[i]
+        total += np.log(sum(np.exp(factor * images[i] @ texts[j]) for j in others)) - own
+        total += np.log(sum(np.exp(factor * images[j] @ texts[i]) for j in others)) - own
+    return total / (2 * n)
+
+
+@given(st.integers(1, 7), st.integers(0, 2**32 - 1), st.floats(-1, 5.5), st.integers(1, 4))
+def test_loss_by_its_definition(n: int, seed: int, scale: float, kinds: int) -> None:
+    rng = np.random.default_rng(seed)
+    images, texts, meaning = vectors(rng, n), vectors(rng, n), rng.integers(0, kinds, n)
+    same = meaning[:, None] == meaning
+    found = contrastive_loss(*map(td.tensor, (images, texts)), td.tensor(scale, dtype="float64"), same)
+    assert found.item() == pytest.approx(by_definition(images, texts, scale, same), rel=1e-6, abs=1e-9)
+
+
+@given(st.permutations(range(6)), st.integers(0, 1000))
+def test_the_order_of_a_batch_does_not_matter(order: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    images, texts, meaning = vectors(rng, 6), vectors(rng, 6), rng.integers(0, 4, 6)
+    captions = [f"caption {k}" for k in rng.integers(0, 5, 6)]
+
+    def loss(index: list[int]) -> float:
+        same = same_pairs([captions[i] for i in index], meaning[index])
+        return contrastive_loss(td.tensor(images[index]), td.tensor(texts[index]), td.tensor(1.0, dtype="float64"), same).item()
+
+    assert loss(order) == pytest.approx(loss(list(range(6))), rel=1e-9)
+
+
+def test_gradient_of_the_loss() -> None:
+    rng = np.random.default_rng(0)
+    same = np.eye(4, dtype=bool)
+    same[0, 2] = same[2, 0] = True
+    inputs = [td.tensor(x, requires_grad=True) for x in (vectors(rng, 4), vectors(rng, 4), np.array(1.3))]
+    td.gradcheck(lambda a, b, c: contrastive_loss(a, b, c, same), inputs)
+    td.gradgradcheck(lambda a, b, c: contrastive_loss(a, b, c, same), inputs)
+
+
+def test_equal_captions_are_no_wrong_pairs() -> None:
+    same = same_pairs(["a dog", "a cat", "a dog", "a hound"], np.array([0, 1, 2, 0]))
+    assert same.tolist() == [[1, 0, 1, 1], [0, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]]
+    # With nothing but one caption there is nothing to tell apart; without this knowledge the loss could not fall below ln 3.
+    one = td.tensor(np.eye(5)[[0, 0, 0]])
+    scale = td.tensor(2.0, dtype="float64")
+    assert contrastive_loss(one, one, scale, np.ones((3, 3), bool)).item() == pytest.approx(0, abs=1e-12)
+    assert contrastive_loss(one, one, scale).item() == pytest.approx(np.log(3))
+
+
+def test_guessing() -> None:
+    """What vectors that say nothing lose: all alike."""
+    same = np.eye(6, dtype=bool)
+    same[:2, :2] = True
+    alike = td.tensor(np.tile(vectors(np.random.default_rng(0), 1), (6, 1)))
+    loss = contrastive_loss(alike, alike, td.tensor(1.0, dtype="float64"), same)
+    assert guessing(same) == pytest.approx(loss.item())
+    assert guessing(np.eye(8, dtype=bool)) == pytest.approx(np.log(8))
+
+
+def test_recalls() -> None:
+    scores = np.eye(20)
+    assert recalls(scores) == {"recall_1": 1.0, "recall_5": 1.0, "recall_10": 1.0}
+    scores[0, 1:4] = 2.0  # three better ones
+    scores[1, :12] = 5.0  # eleven as good
+    assert recalls(scores) == {"recall_1": 0.9, "recall_5": 0.95, "recall_10": 0.95}
+
+
+# ------------------------------------------------------------------------------------------------------------ whole trainings
+
+
+def page(folder: Path, count: int = 6) -> str:
+    """A page of plain coloured pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    colours = {
+        "red": (255, 0, 0),
+        "green": (0, 160, 0),
+        "blue": (0, 0, 255),
+        "black": (0, 0, 0),
+        "grey": (128,) * 3,
+        "pink": (255, 150, 200),
+    }
+    lines = []
+    for name, colour in list(colours.items())[:count]:
+        Image.new("RGB", (16, 16), colour).save(folder / f"{name}.png")
+        lines.append(f'<img src="{name}.png" alt="a {name} wall">')
+    (folder / "index.html").write_text("\n".join(lines))
+    return f"pairs:{folder / 'index.html'}"
+
+
+@pytest.fixture(scope="module")
+def walls(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run that has learnt six captions, and the folder of their pictures."""
+    folder = tmp_path_factory.mktemp("walls")
+    spec = page(folder / "page")
+    options = FAST | {"data": spec, "size": 16, "steps": 60, "lr": 1e-2, "ema": 0.9, "batch_size": 12, "augment": False}
+    train(Run.create(folder / "run", configure("clip", options=options)))
+    return folder / "run", folder / "page"
+
+
+def test_learns(walls: tuple[Path, Path]) -> None:
+    run, folder = walls
+    assert Run.open(run).stats[-1]["plain_recall_1"] == 1.0
+    assert Run.open(run).stats[-1]["guessing"] == 0.0
+    matcher = Matcher.load(run)
+    names = ["red", "green", "blue", "black", "grey", "pink"]
+    pictures = np.stack([matcher.read(folder / f"{name}.png") for name in names])
+    scores = matcher.scores(pictures, [f"a {name} wall" for name in names])
+    assert (scores.argmax(1) == np.arange(6)).all() and (scores.argmax(0) == np.arange(6)).all()
+    assert np.abs(scores).max() <= 1 + 1e-6
+    np.testing.assert_allclose(matcher.images(pictures[:2]), matcher.images(pictures)[:2], atol=1e-5)
+    # Each side is listened to: with the captions passed on by one place, the answers are too.
+    turned = matcher.scores(pictures, [f"a {name} wall" for name in names[1:] + names[:1]])
+    assert (turned.argmax(1) == (np.arange(6) - 1) % 6).all()
+
+
+def test_score(walls: tuple[Path, Path], tmp_path: Path) -> None:
+    run, folder = walls
+    arguments = ["score", str(run), str(folder / "red.png"), str(folder / "blue.png")]
+    arguments += ["--captions", "a blue wall", "a red wall", "--out", str(tmp_path / "table.png")]
+    done = CliRunner().invoke(cli, [*arguments, "--json"], catch_exceptions=False)
+    result = json.loads(done.output)
+    assert [row["best"] for row in result["pictures"]] == ["a red wall", "a blue wall"]
+    matcher = Matcher.load(run)
+    pictures = np.stack([matcher.read(folder / f"{name}.png") for name in ("red", "blue")])
+    expected = matcher.scores(pictures, ["a blue wall", "a red wall"])
+    np.testing.assert_allclose([row["scores"] for row in result["pictures"]], expected, atol=1e-5)
+    with Image.open(tmp_path / "table.png") as figure:
+        assert figure.width > 300 and figure.height > 200
+    plain = CliRunner().invoke(cli, arguments, catch_exceptions=False).output
+    assert "red.png" in plain and "a blue wall" in plain and f"{expected[0, 1]:.3f} *" in plain
+    assert read_png_metadata(tmp_path / "table.png") is not None
+
+
+def test_search(walls: tuple[Path, Path], tmp_path: Path) -> None:
+    run, folder = walls
+    (folder / "broken.png").write_bytes(b"no picture")
+    done = CliRunner().invoke(
+        cli, ["search", str(run), "a green wall", str(folder), "--n", "3", "--json"], catch_exceptions=False
+    )
+    (folder / "broken.png").unlink()
+    result = json.loads(done.stdout)
+    assert result["searched"] == 6 and len(result["found"]) == 3 and "broken.png" in done.stderr
+    assert result["found"][0]["picture"].endswith("green.png")
+    scores = [row["score"] for row in result["found"]]
+    assert scores == sorted(scores, reverse=True)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for wrong, message in [(empty, "no picture in"), (tmp_path / "none", "no such folder")]:
+        error = CliRunner().invoke(cli, ["search", str(run), "a", str(wrong)]).exception
+        assert message in str(error)
+
+
+def test_eval(walls: tuple[Path, Path]) -> None:
+    run, _ = walls
+    result = json.loads(CliRunner().invoke(cli, ["eval", str(run), "--json"], catch_exceptions=False).output)
+    assert result["task"] == "clip" and result["among"] == 6 and result["plain_recall_1"] == 1.0
+    other = CliRunner().invoke(cli, ["eval", str(run), "--data", "digits"]).exception
+    assert "takes pictures" in str(other)
+
+
+def test_other_models_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="digits holds a denoiser, and a clip is needed here"):
+        Matcher.load("digits")
+
+
+def test_resumed_to_the_same_bits(tmp_path: Path) -> None:
+    whole, parts = (Run.create(tmp_path / name, configure("clip", options=FAST)) for name in ("whole", "parts"))
+    expected = train(whole)
+    begun = Trainer(make_task(parts.config), 6)
+    begun.task.store(parts.model)
+    for _ in range(3):
+        begun.advance()
+    begun.save(parts)
+    found = train(parts)
+    for a, b in zip(found.model.parameters(), expected.model.parameters()):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    assert load_model(parts.path)[1] == load_model(whole.path)[1]
+    tokenizer = Tokenizer.load(whole.model / "tokenizer", 24)
+    assert len(tokenizer) == load_model(whole.path)[1]["model"]["text_config"]["vocab_size"]
+
+
+def test_what_a_step_sees() -> None:
+    task: Any = make_task(configure("clip", options=FAST | {"made_up": 1.0}))
+    x, rows, same = task.pairs(3)
+    again = task.pairs(3)
+    assert x.shape == (16, 28, 28, 1) and rows.shape == (16, 24) and same.shape == (16, 16)
+    for a, b in zip((x, rows, same), again):
+        np.testing.assert_array_equal(a, b)
+    labels = task.data.labels[task.indices(3)]
+    np.testing.assert_array_equal(same, labels[:, None] == labels)
+    plain: Any = make_task(configure("clip", options=FAST | {"made_up": 0.0}))
+    captions = task.captions.draw(task.indices(3), 0, 3)
+    np.testing.assert_array_equal(plain.pairs(3)[1], task.tokenizer(captions))
+    # The caption is still there, in order, among words that mean nothing.
+    words = {word for caption in task.captions.every() for word in caption.split()}
+    longer = 0
+    for row, caption in zip(rows, captions):
+        said = task.tokenizer.decode(row).split()
+        longer += len(said) > len(caption.split())
+        assert [word for word in said if word in words] == caption.split()
+    assert longer >= 12
+
+
+def test_a_loss_that_stays_is_reported(tmp_path: Path) -> None:
+    arguments = ["train", "clip", "--out", str(tmp_path / "run"), "--steps", "1", "--batch-size", "16", "--lr", "1e-6"]
+    for name, value in FAST.items():
+        if name not in ("steps", "batch_size"):
+            arguments += ["--set", f"{name}={json.dumps(value)}"]
+    # Vectors of one number say next to nothing: every cosine is 1 or -1, times a small factor.
+    arguments += ["--set", "model.projection_dim=1", "--set", "model.logit_scale_init_value=-5"]
+    done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert "warning: the loss is that of guessing among a batch" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": "fashion:tests"}, "train-images"),
+        ({"made_up": 1.5}, "made_up = 1.5: it is a share"),
+        ({"vocab_size": 100}, "take 514"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        make_task(configure("clip", options=FAST | options))
+
+
+def test_data_without_captions(tmp_path: Path) -> None:
+    for i in range(12):
+        save_png(tmp_path / f"{i}.png", np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"has no captions; use digits, shapes, page"):
+        make_task(configure("clip", options=FAST | {"data": f"folder:{tmp_path}", "size": 16}))
+
+
+# -------------------------------------------------------------------------------------------------------------------- figures
+
+
+class Oracle(Matcher):
+    """Knows the class of a picture by its first pixel, and of a caption by its last word."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def images(self, pictures: np.ndarray) -> np.ndarray:
+        return np.eye(4)[pictures[:, 0, 0, 0]]
+
+    def texts(self, captions: Any) -> np.ndarray:
+        self.heard += captions
+        return np.eye(4)[[int(caption.split()[-1]) for caption in captions]]
+
+
+def test_zero_shot() -> None:
+    labels = np.array([0, 1, 2, 3, 3])
+    pictures = labels.astype(np.uint8)[:, None, None, None]
+    told = [[f"a {i}", f"the {i if i < 2 else 3}"] for i in range(4)]  # the second phrasing takes 2 for 3
+    found = zero_shot(Oracle(), pictures, labels, told)
+    # By the second phrasing nothing is like a two, and a three is as much like a "two", which comes first.
+    assert found == {"accuracy": 1.0, "accuracy_one_phrasing": pytest.approx(0.7), "accuracy_worst_phrasing": 0.4}
+
+
+def test_retrieval_takes_each_meaning_once() -> None:
+    meaning = np.array([0, 0, 1, 2, 2, 3])
+    pictures = meaning.astype(np.uint8)[:, None, None, None]
+    captions = Captions(tuple((f"a {i}", f"the {i}") for i in range(4)), meaning)
+    oracle = Oracle()
+    found = retrieval(oracle, data.Dataset(pictures, None, "made", captions=captions), 10)
+    assert found["among"] == 4 and found["recall_1"] == 1.0
+    assert sorted(int(caption[-1]) for caption in oracle.heard) == [0, 1, 2, 3]
+
+
+def test_background() -> None:
+    pictures = np.full((3, 8, 8, 3), 255, np.uint8)
+    pictures[:, 2:6, 2:6] = 0
+    assert background(pictures) == 1.0
+    assert background(data.load("digits", "test").images) == -1.0
+
+
+def test_shapes_find_their_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figure is that of an oracle, which knows the scenes: 1; and, shown the pictures in another order, next to 0."""
+    from tinydiff import contrastive
+
+    test = data.load("shapes:300", "test")
+    all_captions: list[str] = []
+
+    class Knowing(Oracle):
+        shift = 0
+
+        def images(self, pictures: np.ndarray) -> np.ndarray:
+            said = [test.captions[(i + self.shift) % len(pictures)][0] for i in range(len(pictures))]  # type: ignore[index]
+            return np.stack([self.vector(caption) for caption in said])
+
+        def texts(self, captions: Any) -> np.ndarray:
+            return np.stack([self.vector(caption) for caption in captions])
+
+        def vector(self, caption: str) -> np.ndarray:
+            if caption not in all_captions:
+                all_captions.append(caption)
+            return np.random.default_rng(all_captions.index(caption)).standard_normal(64)
+
+    knowing = Knowing()
+    assert contrastive.retrieval_of_shapes(knowing, test, 30) == 1.0
+    knowing.shift = 1
+    assert contrastive.retrieval_of_shapes(knowing, test, 30) < 0.2
+
+
+def test_published_layout() -> None:
+    """The whole of a small CLIP is stored under the published names."""
+    task: Any = make_task(configure("clip", preset="vit"))
+    names = dict(task.build().named_parameters())
+    assert isinstance(task.build(), CLIP)
+    assert "vision_model.pre_layrnorm.weight" in names and "text_model.final_layer_norm.weight" in names

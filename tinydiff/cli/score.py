@@ -1,0 +1,112 @@
+"""`tinydiff score` and `search`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+
+from tinydiff.cli.options import as_json
+
+Picture = click.Path(path_type=Path)
+MOST = 40  # rows and columns of a figure that can still be read
+
+
+class Words(click.Command):
+    """A command whose option `--captions` takes all that follows it, up to the next option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click's, with `--captions A B` made `--captions A --captions B`."""
+        spread: list[str] = []
+        following = False
+        for argument in args:
+            if argument.startswith("--"):
+                following = argument == "--captions"
+                spread += [] if following else [argument]
+            elif following:
+                spread += ["--captions", argument]
+            else:
+                spread.append(argument)
+        return super().parse_args(ctx, spread)
+
+
+@click.command(cls=Words)
+@click.argument("run")
+@click.argument("pictures", nargs=-1, required=True, type=Picture, metavar="PICTURE ...")
+@click.option("--captions", multiple=True, required=True, metavar="TEXT ...", help="What may be said of them.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="PNG to write: the table as a heat map.")
+@as_json
+def score(run: str, pictures: tuple[Path, ...], captions: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+    """How well each caption fits each PICTURE, by RUN's encoders: the cosine of their vectors.
+
+    tinydiff score RUN a.png b.png --captions "a hungry dinosaur" "a soaring bird" --out table.png
+    """
+    from tinydiff import figures
+    from tinydiff.contrastive import Matcher
+
+    if out is not None and max(len(pictures), len(captions)) > MOST:
+        raise click.UsageError(f"a heat map has at most {MOST} pictures and captions, not {len(pictures)} and {len(captions)}")
+    matcher = Matcher.load(run)
+    read = np.stack([matcher.read(path) for path in pictures])
+    scores = matcher.scores(read, captions)
+    if out is not None:
+        figures.score_map(scores, read, captions, out, [path.name for path in pictures])
+    if as_json:
+        rows = [
+            {"picture": str(path), "best": captions[int(row.argmax())], "scores": [round(float(score), 6) for score in row]}
+            for path, row in zip(pictures, scores)
+        ]
+        print(json.dumps({"run": run, "weights": matcher.hash, "captions": captions, "pictures": rows}))
+        return
+    _print_table(pictures, captions, scores)
+    if out is not None:
+        print(out)
+
+
+def _print_table(pictures: tuple[Path, ...], captions: tuple[str, ...], scores: np.ndarray) -> None:
+    """Pictures by captions, the best caption of each in bold with a star."""
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    table = Table("", *(Column(Text(caption)) for caption in captions))
+    for path, row in zip(pictures, scores):
+        best = int(row.argmax())
+        cells = [Text(f"{score:.3f}{' *' if i == best else ''}", "bold" if i == best else "") for i, score in enumerate(row)]
+        table.add_row(Text(path.name), *cells)
+    Console().print(table)
+
+
+@click.command()
+@click.argument("run")
+@click.argument("text")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--n", type=click.IntRange(min=1), default=10, show_default=True, help="How many to show.")
+@as_json
+def search(run: str, text: str, folder: Path, n: int, as_json: bool) -> None:
+    """The pictures in FOLDER that TEXT fits best, by RUN's encoders, best first."""
+    from tinydiff.contrastive import Matcher
+    from tinydiff.data.folders import find_pictures
+
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    matcher = Matcher.load(run)
+    paths, read = [], []
+    for path in find_pictures(folder):
+        try:
+            read.append(matcher.read(path))
+            paths.append(path)
+        except (ValueError, OSError) as error:
+            print(f"tinydiff: skipped: {error}", file=sys.stderr)
+    if not paths:
+        raise ValueError(f"there is no picture in {folder} that can be read")
+    scores = matcher.scores(np.stack(read), [text])[:, 0]
+    found = [{"picture": str(paths[i]), "score": round(float(scores[i]), 6)} for i in np.argsort(-scores, kind="stable")[:n]]
+    if as_json:
+        print(json.dumps({"run": run, "text": text, "searched": len(paths), "found": found}))
+        return
+    for row in found:
+        print(f"{row['score']:7.3f}  {row['picture']}")
