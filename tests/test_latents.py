@@ -22,7 +22,8 @@ from tinydiff.pipeline import AUTOENCODER, Pipeline, load_model
 from tinydiff.reconstruction import reconstruct
 from tinydiff.run import Run
 from tinydiff.space import Latents, Pixels, cached_moments
-from tinydiff.tasks.denoiser import DenoiserTask, latent_unet
+from tinydiff.tasks.denoiser import DenoiserTask
+from tinydiff.tasks.denoising import latent_unet
 
 TINY_AUTOENCODER = {"steps": 4, "batch_size": 8, "width": 4, "latent": 3, "showings": 1, "model.norm_num_groups": 4, "lr": 1e-2}
 TINY_UNET = {"block_out_channels": [8, 8], "norm_num_groups": 2, "attention_head_dim": 4}

@@ -107,3 +107,20 @@ def score_map(
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="red", linewidth=1.5))
     figure.colorbar(shown, ax=axes, label="cosine", shrink=0.8)
     _save(figure, path)
+
+
+def attention_figure(rows: Sequence[tuple[np.ndarray, Sequence[str], np.ndarray]], path: str | Path) -> None:
+    """A row for each (picture (H, W, C) uint8, words, maps (H, W, words)): the picture, then where each word was looked at.
+
+    Within a row all maps have one scale, so a word that was looked at little stays dark.
+    """
+    columns = 1 + max(len(words) for _, words, _ in rows)
+    figure = _figure(1.2 * columns, 1.45 * len(rows))
+    for (picture, words, maps), axes in zip(rows, figure.subplots(len(rows), columns, squeeze=False)):
+        for plot in axes:
+            plot.axis("off")
+        axes[0].imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=255)
+        for plot, word, seen in zip(axes[1:], words, np.moveaxis(maps, -1, 0)):
+            plot.imshow(seen, cmap="inferno", vmin=maps.min(), vmax=maps.max())
+            plot.set_title(word, fontsize=8)
+    _save(figure, path)

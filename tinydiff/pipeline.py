@@ -21,6 +21,7 @@ AUTOENCODER = "autoencoder"  # the folder of what a denoiser's latents are decod
 SHIPPED = Path(__file__).parent / "models" / "shipped"
 NETWORKS: dict[str, Any] = {
     "denoiser": models.UNet2DModel,
+    "text-to-image": models.UNet2DConditionModel,
     "classifier": models.Classifier,
     "autoencoder": models.AutoencoderKL,
     "clip": models.CLIP,
@@ -54,7 +55,7 @@ def model_folder(run: str | Path) -> Path:
 def check_card(card: dict[str, Any]) -> None:
     """Raise ValueError for a card that lacks something or holds nonsense, or asks for a network out of all proportion."""
     whole = {"shape": list, "class_names": list, "model": dict}
-    if card.get("task") == "denoiser":
+    if card.get("task") in ("denoiser", "text-to-image"):
         whole |= {"schedule": str, "predict": str}
         choose(SCHEDULES, card.get("schedule", ""), "schedule")
         choose(KINDS, card.get("predict", ""), "kind of prediction")
@@ -68,11 +69,19 @@ def check_card(card: dict[str, Any]) -> None:
         raise ValueError(f"shape is {shape!r}; expected [height, width, channels]")
     if not isinstance(card.get("pad", 0), int) or not 0 <= card.get("pad", 0) <= 64:
         raise ValueError(f"pad is {card['pad']!r}; expected a number of pixels, 0 to 64")
+    if card["task"] == "text-to-image" and not isinstance(card.get("text"), str):
+        raise ValueError(f"text is {card.get('text')!r}; expected the hash of the text encoder's weights")
     if not isinstance(card.get("autoencoder", ""), str):
         raise ValueError(f"autoencoder is {card['autoencoder']!r}; expected the hash of its weights")
     model, classes = card["model"], len(card["class_names"])
     limits = {"layers_per_block": 64, "block_out_channels": 8192, "widths": 8192, "latent_channels": 8192}
-    limits |= {"hidden_size": 8192, "intermediate_size": 32768, "num_hidden_layers": 64, "projection_dim": 8192}
+    limits |= {
+        "hidden_size": 8192,
+        "intermediate_size": 32768,
+        "num_hidden_layers": 64,
+        "projection_dim": 8192,
+        "cross_attention_dim": 8192,
+    }
     limits |= {"vocab_size": 2**20, "max_position_embeddings": 4096, "image_size": 4096}
     parts = [model, *(part for part in model.values() if isinstance(part, dict))]
     for name, most, part in ((name, most, part) for name, most in limits.items() for part in parts):

@@ -23,7 +23,7 @@ TOLERANCE = 1e-4  # of derivatives against central differences in float64, relat
 @click.option("--classifier", default="classifier", show_default=True, help="The judge: a run folder, or the shipped one.")
 @click.option("--sampler", type=click.Choice(list(SAMPLERS)), default="ddim", show_default=True)
 @click.option("--steps", type=click.IntRange(1, 1000), default=50, show_default=True)
-@click.option("--cfg", type=float, default=2.0, show_default=True, help="Guidance; 1 is none.")
+@click.option("--cfg", type=float, help="Guidance; 1 is none.  [default: 2; of text-to-image 5]")
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Pictures at once.")
 @device
 @as_json
@@ -34,18 +34,22 @@ def evaluate(
     classifier: str,
     sampler: str,
     steps: int,
-    cfg: float,
+    cfg: float | None,
     batch_size: int,
     device: str,
     as_json: bool,
 ) -> None:
     """FID and accuracy of RUN's pictures, beside the floor (real against real).
 
+    Of text-to-image, how many pictures show what their prompts, which training never saw, ask for.
+
     Of a classifier, its test accuracy; of an autoencoder, PSNR, SSIM and MSE beside PCA's with as many numbers a picture.
     Of contrastive encoders, how often a picture finds its class or caption.
     """
     from tinydiff import evaluate as evaluation
+    from tinydiff.faithfulness import evaluate_text_to_image
     from tinydiff.pipeline import load_model
+    from tinydiff.prompts import GUIDANCE
     from tinydiff.reconstruction import evaluate_autoencoder
 
     check_device(device)
@@ -59,7 +63,6 @@ def evaluate(
 
         result = evaluate_clip(run, n, spec)
     else:
-        judge = evaluation.Judge.load(classifier, device)
         with progress("drawing") as update:
             done = 0
 
@@ -68,8 +71,14 @@ def evaluate(
                 done += pictures
                 update(done, n * steps, "")
 
-            settings = {"sampler": sampler, "steps": steps, "guidance": cfg, "batch_size": batch_size}
-            result = evaluation.evaluate_denoiser(run, n, judge, spec, **settings, callback=count) | settings
+            guidance = cfg if cfg is not None else GUIDANCE if task == "text-to-image" else 2.0
+            settings = {"sampler": sampler, "steps": steps, "guidance": guidance, "batch_size": batch_size}
+            if task == "text-to-image":
+                result = evaluate_text_to_image(run, n, classifier, spec, device, **settings, callback=count)
+            else:
+                judge = evaluation.Judge.load(classifier, device)
+                result = evaluation.evaluate_denoiser(run, n, judge, spec, **settings, callback=count)
+            result |= settings
     if as_json:
         print(json.dumps({"run": run} | result))
         return

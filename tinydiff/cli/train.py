@@ -34,6 +34,7 @@ REVIVE = "train longer, with a smaller --kl, or be content with fewer (--latent)
 @click.option("--times", help="How times are drawn: uniform, lognormal or logit_normal.")
 @click.option("--min-snr", type=float, help="Turn min-SNR weighting on, with this γ (5 is usual).")
 @click.option("--latents", metavar="AE_RUN", help="Denoise the latents of this run of an autoencoder, in place of pixels.")
+@click.option("--text", metavar="CLIP_RUN", help="Of text-to-image: the run whose text encoder is listened to.")
 @click.option(
     "--factor", type=click.IntRange(min=1), help="How much lower and narrower an autoencoder's latents are.  [default: 4]"
 )
@@ -46,7 +47,7 @@ REVIVE = "train longer, with a smaller --kl, or be content with fewer (--latent)
 @device
 @as_json
 def train(task: str, out: Path, minutes: float | None, steps: int | None, preset: str | None, **given: Any) -> None:
-    """Train TASK (denoiser, classifier, autoencoder or clip), into a run folder.
+    """Train TASK (denoiser, classifier, autoencoder, clip or text-to-image), into a run folder.
 
     Ctrl-C saves; the same command with --resume goes on as if it had never stopped.
     """

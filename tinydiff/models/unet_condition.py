@@ -8,7 +8,7 @@ from typing import Any
 from tinydiff.models.model import supported
 from tinydiff.models.transformer import Transformer2DModel
 from tinydiff.models.unet import UNet
-from tinydiff.tensor import Tensor
+from tinydiff.tensor import Tensor, as_tensor
 
 
 class UNet2DConditionModel(UNet):
@@ -135,12 +135,14 @@ class UNet2DConditionModel(UNet):
             (down, True, up),
         )
 
-    def forward(self, x: Tensor, t: Any, context: Tensor, class_labels: Any = None) -> Tensor:
-        """x (N, H, W, in_channels), t (N,) or one number in training timesteps, context (N, length, cross_attention_dim).
+    def forward(self, x: Tensor, t: Any, context: Any, class_labels: Any = None) -> Tensor:
+        """x (N, H, W, in_channels), t (N,) or one number in training timesteps, context (N, length, cross_attention_dim),
+        a tensor or an array.
 
         Returns (N, H, W, out_channels). There is no mask: the padding of a text is looked at like the rest, as in the
         published models. Raises ValueError for a context of another shape, and for labels as UNet2DModel does.
         """
+        context = context if isinstance(context, Tensor) else as_tensor(context).to(x.device)
         if context.ndim != 3 or context.shape[0] != x.shape[0] or context.shape[2] != self.context_dim:
             raise ValueError(
                 f"UNet2DConditionModel needs context (N, length, width) of shape ({x.shape[0]}, …, {self.context_dim}), "

@@ -13,6 +13,7 @@ from tinydiff.tasks.base import COMMON, Config, Task
 from tinydiff.tasks.classifier import ClassifierTask
 from tinydiff.tasks.clip import ClipTask
 from tinydiff.tasks.denoiser import DenoiserTask
+from tinydiff.tasks.text_to_image import TextToImageTask
 
 # What the options that are None by default look like otherwise.
 EXAMPLES: Config = {"size": 28, "steps": 1000, "min_snr": 5.0, "latents": "RUN"}
@@ -22,6 +23,7 @@ TASKS: dict[str, type[Task]] = {
     "classifier": ClassifierTask,
     "autoencoder": AutoencoderTask,
     "clip": ClipTask,
+    "text-to-image": TextToImageTask,
 }
 
 

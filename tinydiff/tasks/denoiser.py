@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from tinydiff import images, models, random
 from tinydiff.nn import Module
 from tinydiff.pipeline import Pipeline, check_card
 from tinydiff.tasks.base import Config, check_share
-from tinydiff.tasks.denoising import Denoising
+from tinydiff.tasks.denoising import Denoising, latent_unet
 
 UNET: Config = {
     "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
@@ -20,18 +19,6 @@ UNET: Config = {
     "attention_head_dim": 32,
     "norm_num_groups": 8,
 }
-
-
-def latent_unet(size: tuple[int, int, int], widths: list[int]) -> Config:
-    """The UNet for latents (h, w, c): few places and many channels, so two levels do up to 16 × 16; attention at the last."""
-    levels = min(len(widths), 2 if max(size[:2]) <= 16 else 3)
-    return {
-        "block_out_channels": widths[:levels],
-        "down_block_types": ["DownBlock2D"] * (levels - 1) + ["AttnDownBlock2D"],
-        "up_block_types": ["AttnUpBlock2D"] + ["UpBlock2D"] * (levels - 1),
-        "attention_head_dim": 32,
-        "norm_num_groups": 8,
-    }
 
 
 class DenoiserTask(Denoising):
@@ -42,16 +29,6 @@ class DenoiserTask(Denoising):
         "small": {"model": UNET | {"block_out_channels": [32, 64, 64], "layers_per_block": 1}},
         "base": {"model": UNET | {"block_out_channels": [64, 128, 128], "layers_per_block": 2}},
     }
-    LATENT_WIDTHS: ClassVar[dict[str, list[int]]] = {"small": [128, 128, 128], "base": [128, 256, 256]}
-
-    @classmethod
-    def presets(cls, options: Mapping[str, Any]) -> dict[str, Config]:
-        """See `Task`. Of a UNet among latents, only the depth is settled before their size is known."""
-        if options.get("latents") is None:
-            return cls.PRESETS
-        return {
-            name: {"model": {"layers_per_block": preset["model"]["layers_per_block"]}} for name, preset in cls.PRESETS.items()
-        }
 
     def __init__(self, config: Config, parts: Path | None = None) -> None:
         super().__init__(config, parts)
@@ -61,7 +38,8 @@ class DenoiserTask(Denoising):
 
     def model_config(self) -> Config:
         """The network's configuration, its sizes taken from the data."""
-        network = {} if self.autoencoder is None else latent_unet(self.space.size, self.LATENT_WIDTHS[self.config["preset"]])
+        widths = self.LATENT_WIDTHS[self.config["preset"]]
+        network = {} if self.autoencoder is None else latent_unet(self.space.size, widths)
         return network | {"num_class_embeds": self.classes + 1 if self.classes else None} | super().model_config()
 
     def build(self) -> Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -15,6 +16,20 @@ from tinydiff.pipeline import AUTOENCODER, load_model, save_model, weights_hash
 from tinydiff.space import Latents, Pixels, Space, cached_moments
 from tinydiff.tasks.base import Config, OnPictures
 from tinydiff.tensor import Tensor, as_tensor
+
+
+def latent_unet(size: tuple[int, int, int], widths: list[int], attention: str = "Attn") -> Config:
+    """The UNet for latents (h, w, c): few places and many channels, so two levels do up to 16 × 16; attention at the last."""
+    levels = min(len(widths), 2 if max(size[:2]) <= 16 else 3)
+    return {
+        "block_out_channels": widths[:levels],
+        "down_block_types": ["DownBlock2D"] * (levels - 1) + [f"{attention}DownBlock2D"],
+        "up_block_types": [f"{attention}UpBlock2D"] + ["UpBlock2D"] * (levels - 1),
+        "attention_head_dim": 32
+        if attention == "Attn"
+        else 4,  # in the one kind of UNet the size of a head, in the other their number
+        "norm_num_groups": 8,
+    }
 
 
 class Denoising(OnPictures):
@@ -33,6 +48,17 @@ class Denoising(OnPictures):
         "pad": 0,  # pixels of border added on each side
         "latents": None,  # run of the autoencoder whose latents to denoise, in place of pixels
     }
+
+    LATENT_WIDTHS: ClassVar[dict[str, list[int]]] = {"small": [128, 128, 128], "base": [128, 256, 256]}
+
+    @classmethod
+    def presets(cls, options: Mapping[str, Any]) -> dict[str, Config]:
+        """See `Task`. Of a UNet among latents, only the depth is settled before their size is known."""
+        if options.get("latents") is None:
+            return cls.PRESETS
+        return {
+            name: {"model": {"layers_per_block": preset["model"]["layers_per_block"]}} for name, preset in cls.PRESETS.items()
+        }
 
     def __init__(self, config: Config, parts: Path | None = None) -> None:
         super().__init__(config, parts)
