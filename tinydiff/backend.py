@@ -63,10 +63,15 @@ def _check_gpu() -> None:
         found = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise RuntimeError(
-            f"device 'cuda' needs an NVIDIA GPU and its driver ({error}); install the driver, or use device='cpu'"
+            f"device 'cuda' needs an NVIDIA GPU and its driver ({_words(error)}): install the driver, or use device='cpu'"
         ) from None
     if not found:
-        raise RuntimeError("device 'cuda': the driver finds no GPU (see CUDA_VISIBLE_DEVICES); use device='cpu'")
+        raise RuntimeError("device 'cuda' needs a GPU, and the driver finds none: see CUDA_VISIBLE_DEVICES, or use device='cpu'")
+
+
+def _words(error: Exception) -> str:
+    """CUDA's own words, without the name of the error in front."""
+    return str(error).partition(": ")[2] or str(error)
 
 
 def device_of(array: Any) -> str | None:

@@ -42,7 +42,7 @@ def examine() -> Iterator[Finding]:
 
     yield Finding("tinydiff", f"{__version__} on Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     yield Finding("device cpu", f"{platform.processor() or platform.machine()}, {_processors()} processors for this process")
-    yield Finding("device cuda", "not in this version", "missing", "use --device cpu")
+    yield from _cuda()
     yield from _blas()
     yield from _numba()
     yield from _cache()
@@ -53,6 +53,32 @@ def examine() -> Iterator[Finding]:
     dot = shutil.which("dot")
     fix = "install Graphviz (apt install graphviz, brew install graphviz)"
     yield Finding("dot", dot or "missing: draws graphs as SVG", "ok" if dot else "missing", "" if dot else fix)
+
+
+def _cuda() -> Iterator[Finding]:
+    """The GPU and its simulator: arrays, then the kernels that setup.py built for each."""
+    from tinydiff import backend
+    from tinydiff.kernels import cuda
+
+    try:
+        backend.check_device("cuda")
+        gpu = backend.module_of("cuda").cuda.runtime.getDeviceProperties(0)["name"].decode()
+        yield Finding("device cuda", f"{gpu}, CuPy {_version('cupy-cuda13x') or 'of another build'}")
+    except RuntimeError as error:
+        what, _, fix = str(error).partition(": ")
+        yield Finding("device cuda", what, "missing", fix)
+    yield Finding("device cudasim", "a GPU's rules with NumPy's arithmetic")
+    note = Path(__file__).parent / "build.json"
+    record = json.loads(note.read_text()) if note.is_file() else {}
+    for device, name, compiler in (("cuda", "_cuda", "the CUDA toolkit (nvcc)"), ("cudasim", "_cudasim", "g++")):
+        built = record.get(f"tinydiff.{name}", {"built": False, "why": "this copy was not installed by pip"})
+        fix = f"with {compiler} on the PATH: pip install --force-reinstall --no-deps ."
+        if cuda.extension(device) is not None:
+            yield Finding(f"kernels {device}", f"built by {built['by']}" if built["built"] else "built")
+        elif built["built"]:
+            yield Finding(f"kernels {device}", f"built by {built['by']}, but not importable here", "warning", fix)
+        else:
+            yield Finding(f"kernels {device}", f"not built ({built['why']}), so definitions run", "missing", fix)
 
 
 def _processors() -> int:

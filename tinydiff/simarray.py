@@ -185,11 +185,6 @@ class ndarray:
     def __int__(self) -> int:
         return int(self.item())
 
-    def __index__(self) -> int:
-        if self.dtype.kind not in "iu":
-            raise TypeError(f"an array of {self.dtype} is no index")
-        return int(self.item())
-
     def __float__(self) -> float:
         return float(self.item())
 
@@ -315,7 +310,8 @@ _COMPARISONS = {"eq": "equal", "ne": "not_equal", "lt": "less", "le": "less_equa
 for _short, _name in _ARITHMETIC.items():
     setattr(ndarray, f"__{_short}__", _operator(_name))
     setattr(ndarray, f"__r{_short}__", _operator(_name, reflected=True))
-    setattr(ndarray, f"__i{_short}__", _in_place(_name))
+    if _short != "matmul":
+        setattr(ndarray, f"__i{_short}__", _in_place(_name))
 for _short, _name in _COMPARISONS.items():
     setattr(ndarray, f"__{_short}__", _operator(_name))
 for _short, _name in {"neg": "negative", "abs": "absolute", "invert": "invert"}.items():

@@ -161,6 +161,21 @@ def _(x: Array, gy: Array, kernel_size: Pair, stride: Pair, padding: Padding) ->
     return kernels.conv.conv2d_weight_grad(x, gy, kernel_size=kernel_size, stride=stride, padding=padding)
 
 
+@_conv2d.kernel("cuda")
+def _(x: Array, w: Array, bias: Any, residual: Any, stride: Pair, padding: Padding) -> Any:
+    return kernels.cuda.conv2d(x, w, bias, residual, stride=stride, padding=padding)
+
+
+@_conv2d_input_grad.kernel("cuda")
+def _(gy: Array, w: Array, input_size: Pair, stride: Pair, padding: Padding) -> Any:
+    return kernels.cuda.conv2d_input_grad(gy, w, input_size=input_size, stride=stride, padding=padding)
+
+
+@_conv2d_weight_grad.kernel("cuda")
+def _(x: Array, gy: Array, kernel_size: Pair, stride: Pair, padding: Padding) -> Any:
+    return kernels.cuda.conv2d_weight_grad(x, gy, kernel_size=kernel_size, stride=stride, padding=padding)
+
+
 def _check_image(name: str, what: str, x: Any) -> None:
     if x.ndim != 4:
         raise ValueError(f"{name}: {what} must be (N, H, W, C), not of shape {x.shape}")

@@ -1,0 +1,239 @@
+"""The compiled kernels behind ops: what setup.py builds, and the path from an op down to a launch on the simulator."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tinydiff as td
+from tinydiff import ops, simarray
+from tinydiff.cudasim import KernelError
+from tinydiff.cudasim.build import cache_folder
+from tinydiff.kernels import cuda
+from tinydiff.samples import SAMPLES
+from tinydiff.testing import recorded_calls
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+CONVOLUTIONS = ["conv2d", "conv2d_input_grad", "conv2d_weight_grad"]
+
+
+def setup(*arguments, **environment):
+    command = [sys.executable, "setup.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def built():
+    """_cudasim as setup.py builds it from these sources, in the place of an installed one."""
+    folder = cache_folder() / "extension"
+    done = setup("build_ext", "--build-lib", folder, "--build-temp", folder / "objects", TINYDIFF_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    (path,) = (folder / "tinydiff").glob("_cudasim*.so")
+    spec = importlib.util.spec_from_file_location("tinydiff._cudasim", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    before = sys.modules.get("tinydiff._cudasim")
+    sys.modules["tinydiff._cudasim"] = module
+    cuda.extension.cache_clear()
+    cuda._simulator.cache_clear()
+    yield folder
+    if before is None:
+        del sys.modules["tinydiff._cudasim"]
+    else:
+        sys.modules["tinydiff._cudasim"] = before
+    cuda.extension.cache_clear()
+    cuda._simulator.cache_clear()
+
+
+def outcome(device, function, arrays, arguments, dtype):
+    """Result, gradients and second gradients, and who computed convolutions."""
+    leaves = [td.tensor(a, True, dtype, device) for a in arrays]
+    with recorded_calls() as calls:
+        result = function(*leaves, **arguments)
+        rng = np.random.default_rng(0)
+        cotangent = td.tensor(rng.standard_normal(result.shape), True, dtype, device)
+        first = td.grad(result, leaves, cotangent, create_graph=True)
+        seconds = [td.tensor(rng.standard_normal(g.shape), False, dtype, device) for g in first]
+        second = td.grad(list(first), [*leaves, cotangent], seconds)
+    return [t.numpy() for t in (result, *first, *second)], {c.who for c in calls if c[0].name in CONVOLUTIONS}
+
+
+def assert_close(found, expected, tolerance):
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max(initial=1e-30))
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 2e-5)])
+def test_convolutions_of_the_catalogue_run_as_kernels(built, name, dtype, tolerance):
+    for sample in SAMPLES[name]:
+        if not all(a.size for a in sample.arrays):
+            continue
+        found, who = outcome("cudasim", lambda *x, s=sample: s(*x), sample.arrays, {}, dtype)
+        expected, _ = outcome("cpu", lambda *x, s=sample: s(*x), sample.arrays, {}, np.float64)
+        assert who == {"cuda"}
+        assert_close(found, expected, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "arguments", "version"),
+    [
+        ((2, 6, 5, 3), (3, 3, 3, 16), {"padding": 1}, "small_c"),
+        ((1, 8, 8, 20), (3, 3, 20, 24), {"padding": 1}, "igemm_async_64"),
+        ((1, 7, 9, 5), (3, 2, 5, 6), {"stride": (2, 3), "padding": ((0, 1), (2, 0))}, "igemm_simt_64"),
+        ((1, 6, 6, 64), (3, 3, 64, 64), {"padding": 1}, "wino_f2"),
+    ],
+)
+def test_the_rules_choice_is_launched(built, monkeypatch, x, w, arguments, version):
+    launched = []
+    real = cuda.launch
+    monkeypatch.setattr(cuda, "launch", lambda name, numbers, *rest: (launched.append(numbers[0]), real(name, numbers, *rest)))
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in (x, w)]
+    found = ops.conv2d(*[td.tensor(a, device="cudasim") for a in arrays], **arguments).numpy()
+    assert [cuda.convrule.VERSIONS[number] for number in launched] == [version]
+    assert_close([found], [ops.conv2d(*arrays, **arguments).numpy()], 2e-5)
+
+
+def test_tensor_cores_only_where_rounding_is_allowed(built):
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 8, 8, 32), (3, 3, 32, 32)))
+    exact = ops.conv2d(x.astype(np.float64), w.astype(np.float64), padding=1).numpy()
+    errors = {}
+    for name in cuda.PRECISIONS:
+        with cuda.precision(name):
+            found = ops.conv2d(td.tensor(x, device="cudasim"), td.tensor(w, device="cudasim"), padding=1).numpy()
+        errors[name] = np.abs(found - exact).max() / np.abs(exact).max()
+    assert errors["float32"] < 1e-5 < errors["tf32"] < 2e-3 < errors["bf16"] < 1e-2
+    with pytest.raises(ValueError, match="use one of float32, tf32, bf16"), cuda.precision("fp8"):
+        pass
+
+
+def test_layouts_and_misaligned_slices(built):
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 6, 6, 9)).astype(np.float32), rng.standard_normal((3, 3, 8, 4)).astype(np.float32)
+    there = td.tensor(x, device="cudasim"), td.tensor(w, device="cudasim")
+    expected = ops.conv2d(x[..., 1:], w, padding=1).numpy()
+    assert_close([ops.conv2d(there[0][..., 1:], there[1], padding=1).numpy()], [expected], 1e-5)
+    flat = simarray.asarray(np.concatenate([[0], x[..., 1:].ravel()]).astype(np.float32))[1:]
+    view = td.Tensor(flat.reshape(2, 6, 6, 8))
+    assert view.data.flags.c_contiguous and view.data.data.ptr % 16 == 4
+    assert_close([ops.conv2d(view, there[1], padding=1).numpy()], [expected], 1e-5)
+
+
+def test_what_a_kernel_would_read_wrongly_is_refused():
+    a = simarray.zeros((4, 6), np.float32)
+    cuda.check(a=a, b=None, c=a[1:])
+    for arrays, error, message in (
+        ({"a": a[:, 1:]}, ValueError, r"a of shape \(4, 5\) is not C-contiguous; pass xp.ascontiguousarray\(a\)"),
+        ({"a": a, "b": a.astype(np.float64)}, TypeError, "not a float32, b float64"),
+        ({"a": a.astype(np.int32)}, TypeError, "int32"),
+        ({"a": a, "b": np.zeros(3, np.float32)}, TypeError, "different devices can't be mixed"),
+        ({"a": simarray.ndarray(np.zeros(17, np.uint8)[1:].view(np.float32))}, ValueError, "no multiple of 4 bytes"),
+        ({"a": simarray.ndarray(np.broadcast_to(np.float32(0), (2**16, 2**15)))}, ValueError, "not C-contiguous"),
+    ):
+        with pytest.raises(error, match=message):
+            cuda.check(**arrays)
+
+
+def test_more_elements_than_indices_are_refused(monkeypatch):
+    monkeypatch.setattr(cuda, "LARGEST", 23)
+    with pytest.raises(ValueError, match="24 elements, more than 32 bits index; split the batch"):
+        cuda.check(a=simarray.zeros((4, 6), np.float32))
+
+
+def test_a_kernel_that_leaves_its_arrays_is_an_error_not_a_crash(built):
+    x, w, y = (simarray.zeros(shape, np.float32) for shape in ((1, 4, 4, 2), (3, 3, 2, 2), (1, 4, 4, 2)))
+    size = [0, 0, 0, 1, 4, 4, 2, 2, 3, 3, 4, 4, 1, 1, 1, 1, 0, 0, 0]
+    arrays = {"bias": None, "residual": None, "x": x, "weight": w, "y": y[:, :3], "workspace": simarray.zeros(1, np.float32)}
+    cuda.launch("conv2d", size, arrays | {"y": y}, ["y", "workspace"])
+    with pytest.raises(KernelError, match=r"bounds.* y"):
+        cuda.launch("conv2d", size, arrays, ["y", "workspace"])
+    with pytest.raises(RuntimeError, match="conv2d: this version of the kernel can't do that problem"):
+        cuda.launch("conv2d", [99, *size[1:]], arrays | {"y": y}, ["y", "workspace"])
+
+
+def test_definitions_run_where_the_simulator_is_switched_off(built):
+    x, w = (td.tensor(np.ones(shape, np.float32), device="cudasim") for shape in ((1, 4, 4, 2), (3, 3, 2, 2)))
+    with cuda.simulated(False), recorded_calls() as calls:
+        ops.conv2d(x, w)
+    assert [c.who for c in calls] == ["definition"]
+
+
+def test_a_unet_trains_through_the_simulated_kernels(built):
+    losses = {}
+    for device in ("cpu", "cudasim"):
+        td.manual_seed(0)
+        model = td.models.UNet2DModel(
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+        ).to(device)
+        rng = np.random.default_rng(0)
+        optimizer, losses[device] = td.optim.AdamW(model.parameters(), 1e-2), []
+        with recorded_calls() as calls:
+            for _ in range(3):
+                x, target = (td.tensor(rng.standard_normal((2, 8, 8, 1)), False, np.float32, device) for _ in range(2))
+                loss = ops.mse_loss(model(x, np.array([3.0, 500.0])), target)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                losses[device].append(loss.item())
+        if device == "cudasim":
+            assert {c.who for c in calls if c[0].name in CONVOLUTIONS} == {"cuda"}
+    assert losses["cudasim"] == pytest.approx(losses["cpu"], rel=1e-3)
+    assert losses["cpu"][0] != losses["cpu"][1]
+
+
+# The build.
+
+
+def test_what_has_not_changed_is_not_compiled_again(built):
+    done = setup("build_ext", "--build-lib", built, "--build-temp", built / "objects", TINYDIFF_CUDA="0")
+    assert done.returncode == 0
+    assert " -shared " in done.stdout and " -c " not in done.stdout
+
+
+def test_without_compilers_the_record_says_why(tmp_path):
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    done = setup(
+        "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path / "objects", PATH=str(empty), TINYDIFF_CUDA="auto"
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "tinydiff" / "build.json").read_text())
+    assert {name: entry["built"] for name, entry in record.items()} == {"tinydiff._cudasim": False, "tinydiff._cuda": False}
+    assert "g++ is not on the PATH" in record["tinydiff._cudasim"]["why"]
+    assert "nvcc is not on the PATH" in record["tinydiff._cuda"]["why"]
+    done = setup("build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path / "objects", PATH=str(empty), TINYDIFF_CUDA="1")
+    assert done.returncode and "TINYDIFF_CUDA=1, but nvcc is not on the PATH" in done.stderr
+
+
+def test_a_compiler_that_fails_is_no_error_either(tmp_path):
+    done = setup("build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path / "objects", CXX="false", TINYDIFF_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    assert "false failed" in json.loads((tmp_path / "tinydiff" / "build.json").read_text())["tinydiff._cudasim"]["why"]
+
+
+def test_the_sdist_holds_every_source(tmp_path):
+    done = setup("-q", "egg_info", "--egg-base", tmp_path, "sdist", "--dist-dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        inside = {name.partition("/")[2] for name in file.getnames()}
+    needed = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix in {".h", ".cu", ".cpp"}}
+    assert {"csrc/launch.h", "csrc/sim/sim.h", "csrc/bindings.cpp"} <= needed <= inside
+    assert "setup.py" in inside

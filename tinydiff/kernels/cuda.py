@@ -1,0 +1,225 @@
+"""The CUDA kernels of csrc/ as kernels of ops: on CuPy's arrays through `_cuda`, on simulated ones through `_cudasim`.
+
+The path is one down to the launch, where arrays become addresses. What a launcher is handed was checked before: one dtype, rows
+in order, one GPU, sizes within 32 bits. On the simulator each launch is watched, and a fault of a kernel raises.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from tinydiff.backend import Array, array_module, device_of
+from tinydiff.kernels import convrule
+
+EXTENSIONS = {"cuda": "_cuda", "cudasim": "_cudasim"}
+PRECISIONS = ("float32", "tf32", "bf16")
+LARGEST = 2**31 - 1  # what a kernel's index holds
+ALIGNMENT = 16  # bytes that vector loads need
+
+_precision = "float32"
+_simulated = True
+
+
+@contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Inside the block convolutions of float32 may round their factors to "tf32" or "bf16" for tensor cores.
+
+    Sums stay float32. Raises ValueError for another name.
+    """
+    global _precision
+    if name not in PRECISIONS:
+        raise ValueError(f"precision {name!r}: use one of {', '.join(PRECISIONS)}")
+    before, _precision = _precision, name
+    try:
+        yield
+    finally:
+        _precision = before
+
+
+@contextmanager
+def simulated(wanted: bool) -> Iterator[None]:
+    """Inside the block the kernels of cudasim run through the simulator, or don't, and the definitions run, far faster."""
+    global _simulated
+    before, _simulated = _simulated, wanted
+    try:
+        yield
+    finally:
+        _simulated = before
+
+
+@cache
+def extension(device: str) -> ModuleType | None:
+    """The compiled launchers of a device; None where they were not built."""
+    try:
+        return importlib.import_module(f"tinydiff.{EXTENSIONS[device]}")
+    except ImportError:
+        return None
+
+
+def launchers(array: Array) -> ModuleType | None:
+    """The launchers for where `array` is, or None."""
+    device = device_of(array)
+    return None if device == "cudasim" and not _simulated else extension(device or "cpu")
+
+
+# The border.
+
+
+def check(**arrays: Array | None) -> None:
+    """Refuse what a kernel would read wrongly.
+
+    Raises TypeError for dtypes other than float32 and float64, or mixed ones, or arrays of another GPU than the current one;
+    ValueError for arrays that are not C-contiguous, or too large for indices of 32 bits.
+    """
+    given = {name: a for name, a in arrays.items() if a is not None}
+    xp = array_module(*given.values())
+    dtypes = {a.dtype.name for a in given.values()}
+    if len(dtypes) > 1 or not dtypes <= {"float32", "float64"}:
+        described = ", ".join(f"{name} {a.dtype.name}" for name, a in given.items())
+        raise TypeError(f"a CUDA kernel needs arrays all of float32 or all of float64, not {described}; use .astype()")
+    current = xp.cuda.Device().id if xp.__name__ == "cupy" else 0
+    for name, a in given.items():
+        if not a.flags.c_contiguous:
+            raise ValueError(f"{name} of shape {a.shape} is not C-contiguous; pass xp.ascontiguousarray({name})")
+        if a.size > LARGEST:
+            raise ValueError(f"{name} of shape {a.shape} has {a.size} elements, more than 32 bits index; split the batch")
+        if a.data.ptr % a.dtype.itemsize:
+            raise ValueError(f"{name} begins at an address that is no multiple of {a.dtype.itemsize} bytes; pass {name}.copy()")
+        if a.device.id != current:
+            raise TypeError(f"{name} is on GPU {a.device.id}, and the current one is {current}; move it there")
+
+
+def aligned(*arrays: Array) -> bool:
+    """Whether all begin where vector loads may."""
+    return all(a.data.ptr % ALIGNMENT == 0 for a in arrays)
+
+
+def _address(array: Array | None) -> int:
+    return 0 if array is None else array.data.ptr
+
+
+def _gpu(xp: ModuleType) -> tuple[tuple[int, int], int]:
+    """Compute capability and multiprocessors of the current GPU; the simulator stands for an sm_80."""
+    if xp.__name__ != "cupy":
+        return (8, 0), 108
+    device = xp.cuda.Device()
+    return (int(device.compute_capability[:-1]), int(device.compute_capability[-1])), device.attributes["MultiProcessorCount"]
+
+
+def launch(name: str, numbers: Sequence[int], arrays: dict[str, Array | None], written: Sequence[str]) -> None:
+    """Run a launcher: its numbers, its arrays by name in its order, then the stream. `written` names those that it changes.
+
+    Raises RuntimeError with CUDA's words, or with what the simulator found.
+    """
+    first: Any = arrays[written[0]]
+    module = launchers(first)
+    assert module is not None
+    addresses = [_address(a) for a in arrays.values()]
+    function = getattr(module, name)
+    if device_of(first) == "cudasim":
+        with _watched(arrays, written) as simulator:
+            error = function(*numbers, *addresses, 0)
+            findings = simulator.findings()
+        if findings:
+            from tinydiff.cudasim import KernelError
+
+            raise KernelError(findings)
+    else:
+        error = function(*numbers, *addresses, array_module(first).cuda.get_current_stream().ptr)
+    if error:
+        raise RuntimeError(f"{name}: {module.error_message(error)}")
+
+
+@cache
+def _simulator() -> Any:
+    from tinydiff.cudasim import Simulator
+
+    module = extension("cudasim")
+    assert module is not None and module.__file__ is not None
+    return Simulator.load(Path(module.__file__))
+
+
+@contextmanager
+def _watched(arrays: dict[str, Array | None], written: Sequence[str]) -> Iterator[Any]:
+    """Let kernels use these arrays and nothing else."""
+    simulator = _simulator()
+    given = {a.data.ptr: (name, a) for name, a in arrays.items() if a is not None and a.size}
+    with simulator.settings():
+        for address, (name, a) in given.items():
+            simulator.track(address, a.nbytes, a.itemsize, name in written, name)
+        try:
+            yield simulator
+        finally:
+            for address in given:
+                simulator.untrack(address)
+
+
+# Convolution.
+
+
+def _contiguous(xp: ModuleType, *arrays: Array | None) -> list[Any]:
+    return [a if a is None or a.flags.c_contiguous else xp.ascontiguousarray(a) for a in arrays]
+
+
+def _convolve(
+    direction: str,
+    x: Array | tuple[int, ...],
+    w: Array | tuple[int, ...],
+    y: Array | tuple[int, ...],
+    stride: Sequence[int],
+    padding: Any,
+    bias: Array | None = None,
+    residual: Array | None = None,
+) -> Any:
+    """One of the three directions; in the place of what it computes stands the shape. NotImplemented where no kernel can."""
+    known = [a for a in (x, w, y) if not isinstance(a, tuple)]
+    if launchers(known[0]) is None:
+        return NotImplemented
+    xp = array_module(*known)
+    if any(a.dtype != known[0].dtype or a.size == 0 for a in (*known, *[b for b in (bias, residual) if b is not None])):
+        return NotImplemented
+    shapes = [tuple(a) if isinstance(a, tuple) else a.shape for a in (x, w, y)]
+    if known[0].dtype.name not in ("float32", "float64") or 0 in (n for shape in shapes for n in shape):
+        return NotImplemented
+    (n, height, width, c), (kh, kw, _, o), (_, p, q, _) = shapes
+    made = [xp.empty(a, known[0].dtype) if isinstance(a, tuple) else _contiguous(xp, a)[0] for a in (x, w, y)]
+    bias, residual = _contiguous(xp, bias, residual)
+    check(x=made[0], weight=made[1], y=made[2], bias=bias, residual=residual)
+    (sh, sw), (top, left) = stride, (before for before, _ in padding)
+    size = convrule.ConvSize(n, height, width, c, o, kh, kw, p, q, sh, sw, top, left)
+    wanted = "float64" if known[0].dtype == np.float64 else _precision
+    version, computed = convrule.choose(direction, size, wanted, _gpu(xp)[0], aligned(*made), _gpu(xp)[1])
+    numbers = [convrule.VERSIONS.index(version), convrule.DIRECTIONS.index(direction), convrule.PRECISIONS.index(computed), *size]
+    module = launchers(made[0])
+    assert module is not None
+    scratch = module.conv2d_workspace(*numbers, 0)
+    workspace = xp.empty(scratch // 4 + 1, np.float32)
+    target = {"forward": "y", "input_grad": "x", "weight_grad": "weight"}[direction]
+    arrays = {"bias": bias, "residual": residual, "x": made[0], "weight": made[1], "y": made[2], "workspace": workspace}
+    per_sample = int(bias is not None and bias.ndim == 2)
+    launch("conv2d", [*numbers, 0, per_sample, 0], arrays, [target, "workspace"])
+    return arrays[target]
+
+
+def conv2d(x: Array, w: Array, bias: Any, residual: Any, *, stride: Any, padding: Any) -> Any:
+    """See `ops.conv2d`; the arguments are checked there."""
+    out = tuple((n + sum(around) - k) // s + 1 for n, around, k, s in zip(x.shape[1:3], padding, w.shape[:2], stride))
+    return _convolve("forward", x, w, (x.shape[0], *out, w.shape[3]), stride, padding, bias, residual)
+
+
+def conv2d_input_grad(gy: Array, w: Array, *, input_size: Any, stride: Any, padding: Any) -> Any:
+    """See `ops.conv2d_input_grad`."""
+    return _convolve("input_grad", (gy.shape[0], *input_size, w.shape[2]), w, gy, stride, padding)
+
+
+def conv2d_weight_grad(x: Array, gy: Array, *, kernel_size: Any, stride: Any, padding: Any) -> Any:
+    """See `ops.conv2d_weight_grad`."""
+    return _convolve("weight_grad", x, (*kernel_size, x.shape[3], gy.shape[3]), gy, stride, padding)
