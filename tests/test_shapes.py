@@ -201,6 +201,12 @@ def test_a_picture_made_without_our_drawing_is_read() -> None:
     assert str(shapes.read(picture.transpose(1, 0, 2))) == "a small red circle left of a large blue square"
 
 
+def test_the_background_need_not_be_quite_white() -> None:
+    tinted = [shapes.read((picture * (0.9, 0.94, 0.92)).astype(np.uint8)) == scene for scene, picture in examples(32)[:40]]
+    assert np.mean(tinted) >= 0.97
+    assert shapes.read((examples(32)[1][1] * 0.7).astype(np.uint8)) is None
+
+
 def test_what_is_no_scene_is_not_read() -> None:
     generator = np.random.default_rng(0)
     ramp = np.broadcast_to(np.linspace(0, 255, 32).astype(np.uint8)[:, None], (32, 32))

@@ -28,6 +28,7 @@ CONTRAST = (0.5, 1.3)  # least and most of a colour's difference from white
 LEAST_AREA = 8.0  # pixels of full contrast: less is what blur and noise leave over
 MOST_UNEXPLAINED = 0.25  # of the picture's energy, smoothed so that noise counts little
 WELL_EXPLAINED = 0.03
+TINT = 40  # how far from white the background may be
 
 _names = tuple(COLOURS)
 _directions = np.array([np.subtract(COLOURS[name], BACKGROUND) for name in _names], np.float32)
@@ -93,7 +94,11 @@ def find(picture: np.ndarray) -> list[_Found]:
             f"a picture of shapes is uint8 (H, H, 3) with H a multiple of {GRID}, got {picture.dtype} {picture.shape}"
         )
     factor = height // GRID
-    rest = picture.reshape(GRID, factor, GRID, factor, 3).mean((1, 3), dtype=np.float32) - np.array(BACKGROUND, np.float32)
+    pixels = picture.reshape(GRID, factor, GRID, factor, 3).mean((1, 3), dtype=np.float32)
+    background = np.median(pixels, axis=(0, 1))  # of which there is more than of shapes; a generated picture's is not quite white
+    if np.abs(background - BACKGROUND).max() > TINT:
+        return []
+    rest = pixels - background
     noise = _noise_energy(rest)
     total = _smooth_energy(rest)
     best: list[_Found] = []
