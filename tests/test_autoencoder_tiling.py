@@ -22,7 +22,8 @@ SMALL: dict[str, Any] = {
     "up_block_types": ["UpDecoderBlock2D"] * 4,
     "norm_num_groups": 4,
 }
-TOLERANCE = 1e-4  # of pixels and latents, whose values are about 1; the next grey of 8 bits is 78 times as far
+TOLERANCE = 3e-4  # of the worst pixel or latent, of about 1 and up to 7; the next grey of 8 bits is 26 times as far
+ROUNDING = 1e-5  # root mean square: 3e-6 by where Winograd's tiles fall, and 40 times that for the worst of 3 million
 
 
 def build(config: dict[str, Any]) -> AutoencoderKL:
@@ -47,6 +48,11 @@ def picture(height: int, width: int, channels: int = 3) -> np.ndarray:
     return np.clip(smooth + 0.5 * noise, -1, 1)[None].astype(np.float32)
 
 
+def close(found: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+    assert np.sqrt(np.mean((found - expected) ** 2, dtype=np.float64)) < ROUNDING
+
+
 def test_tiled_is_untiled_at_1024() -> None:
     model = build(SMALL)
     x = picture(1024, 1024)
@@ -54,9 +60,9 @@ def test_tiled_is_untiled_at_1024() -> None:
         whole = model.encode(td.tensor(x))
         back = model.decode(whole.mode()).numpy()
     z = tiling.encode(model, x, strip_bytes=1 << 21)
-    np.testing.assert_allclose(z.mean.numpy(), whole.mean.numpy(), atol=TOLERANCE)
-    np.testing.assert_allclose(z.logvar.numpy(), whole.logvar.numpy(), atol=TOLERANCE)
-    np.testing.assert_allclose(tiling.decode(model, whole.mean.numpy(), strip_bytes=1 << 21), back, atol=TOLERANCE)
+    close(z.mean.numpy(), whole.mean.numpy())
+    close(z.logvar.numpy(), whole.logvar.numpy())
+    close(tiling.decode(model, whole.mean.numpy(), strip_bytes=1 << 21), back)
     # The picture is such that it matters: by itself the lower half would come out otherwise.
     with td.no_grad():
         half = model.encode(td.tensor(x[:, 512:])).mean.numpy()
@@ -76,7 +82,7 @@ def test_any_size_in_any_strips(height: int, width: int, power: int, channels: i
         whole = model.encode(td.tensor(x)).mean.numpy()
         back = model.decode(td.tensor(whole), (height, width)).numpy()
     # Over few pixels a channel may hardly vary, and then a norm enlarges what rounding there is.
-    tolerance = 4 * TOLERANCE
+    tolerance = 4e-4
     np.testing.assert_allclose(tiling.encode(model, x, 1 << power).mean.numpy(), whole, atol=tolerance)
     np.testing.assert_allclose(tiling.decode(model, whole, (height, width), 1 << power), back, atol=tolerance)
 
