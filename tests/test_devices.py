@@ -41,27 +41,35 @@ def assert_same(found, expected, device="cudasim"):
 # Every op.
 
 
+@pytest.fixture(params=["cudasim", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    try:
+        return backend.check_device(request.param)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
 @pytest.mark.parametrize("sample", [c for c in CALLS if not c.id.startswith("to-")])
-def test_results_are_the_cpus(sample):
+def test_results_are_the_cpus(sample, device):
     outcomes = []
-    for device in ("cudasim", "cpu"):
-        call, leaves = on(device, sample)
+    for where in (device, "cpu"):
+        call, leaves = on(where, sample)
         outcomes.append(call(*leaves))
-    assert_same(*outcomes)
+    assert_same(*outcomes, device)
 
 
 @pytest.mark.parametrize("sample", [c for c in DIFFERENTIABLE if not c.id.startswith("to-")])
-def test_first_and_second_gradients_are_the_cpus(sample):
+def test_first_and_second_gradients_are_the_cpus(sample, device):
     outcomes = []
-    for device in ("cudasim", "cpu"):
-        call, leaves = on(device, sample)
+    for where in (device, "cpu"):
+        call, leaves = on(where, sample)
         results = call(*leaves)
-        cotangents = [c.requires_grad_() for c in drawn(results, 1, device)]
+        cotangents = [c.requires_grad_() for c in drawn(results, 1, where)]
         first = td.grad(results, leaves, cotangents, create_graph=True)
         wanted = [t for t in first if t.requires_grad]
-        second = td.grad(wanted, [*leaves, *cotangents], drawn(wanted, 2, device)) if wanted else []
+        second = td.grad(wanted, [*leaves, *cotangents], drawn(wanted, 2, where)) if wanted else []
         outcomes.append([*first, *second])
-    assert_same(*outcomes)
+    assert_same(*outcomes, device)
 
 
 @pytest.mark.parametrize("sample", [c for c in DIFFERENTIABLE if not c.id.startswith("to-")])

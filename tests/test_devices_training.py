@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tinydiff as td
-from tinydiff import nn, optim, simarray
+from tinydiff import backend, nn, optim, simarray
 from tinydiff.cli import main
 from tinydiff.evaluate import Judge
 from tinydiff.pipeline import Pipeline, load_model
@@ -21,16 +21,21 @@ def task(kind="denoiser", **options):
     return make_task(configure(kind, "small", {"steps": 10, "showings": 1} | options))
 
 
-def test_a_unet_trains_ten_steps_to_the_cpus_losses():
+@pytest.mark.parametrize("other", ["cudasim", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_unet_trains_ten_steps_to_the_cpus_losses(other):
+    try:
+        backend.check_device(other)
+    except RuntimeError as error:
+        pytest.skip(str(error))
     rows = {}
-    for device in ("cpu", "cudasim"):
+    for device in ("cpu", other):
         trainer = Trainer(task(**TINY, min_snr=5.0), 10, device)
         rows[device] = [trainer.advance() for _ in range(10)]
         assert trainer.model.device == device
         assert {p.device for p in trainer.model.parameters()} == {device}
     for name in ("loss", "grad_norm"):
         expected = [row[name] for row in rows["cpu"]]
-        assert [row[name] for row in rows["cudasim"]] == pytest.approx(expected, rel=2e-3)
+        assert [row[name] for row in rows[other]] == pytest.approx(expected, rel=2e-3)
     assert rows["cpu"][-1]["loss"] != rows["cpu"][0]["loss"]
 
 

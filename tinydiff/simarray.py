@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinydiff import backend
+
 ALIGNMENT = 512
 
 
@@ -52,7 +54,7 @@ def _note(direction: str, nbytes: int) -> None:
     if not _observers:
         return
     frame = sys._getframe(2)
-    while frame.f_code.co_filename == __file__ and frame.f_back is not None:
+    while frame.f_code.co_filename in (__file__, backend.__file__) and frame.f_back is not None:
         frame = frame.f_back
     for observer in tuple(_observers):
         observer(Copy(direction, nbytes, f"{frame.f_code.co_filename}:{frame.f_lineno}"))
