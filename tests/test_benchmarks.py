@@ -323,6 +323,17 @@ def test_autoencoders_agree(against: Bench) -> None:
         assert against.check(case) is None, case.name
 
 
+@pytest.mark.parametrize("kind", ["CONV", "VIT"])
+def test_contrastive_encoders_agree(against: Bench, kind: str) -> None:
+    from benchmarks import clip
+
+    vision = getattr(clip, kind)
+    assert against.check(clip.step_case(against, kind, 3, 16, vision)) is None
+    unequal = clip.step_case(against, kind, 3, 16, vision)
+    unequal.ours = clip.step_case(against, kind, 3, 16, vision | {"hidden_size": 64}).ours
+    assert against.check(unequal) is not None
+
+
 def test_optimisers_agree(against: Bench) -> None:
     from benchmarks import ops
 

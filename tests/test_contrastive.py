@@ -18,6 +18,7 @@ from tinydiff import data
 from tinydiff.cli import cli
 from tinydiff.contrastive import Matcher, background, contrastive_loss, guessing, recalls, retrieval, same_pairs, zero_shot
 from tinydiff.data.captions import Captions
+from tinydiff.data.shapes import COLOURS, SHAPES, SIZES, misleading, parse
 from tinydiff.images import read_png_metadata, save_png
 from tinydiff.models import CLIP
 from tinydiff.pipeline import load_model
@@ -55,18 +56,18 @@ def by_definition(images: np.ndarray, texts: np.ndarray, scale: float, same: np.
     """Pair by pair."""
     factor, n, total = min(np.exp(scale), 100.0), len(images), 0.0
     for i in range(n):
-        others = [j for j in range(n) if j == i or not same[i, j]]
         own = factor * images[i] @ texts[i]
-        total += np.log(sum(np.exp(factor * images[i] @ texts[j]) for j in others)) - own
-        total += np.log(sum(np.exp(factor * images[j] @ texts[i]) for j in others)) - own
+        wrong = [j for j in range(len(texts)) if j != i and not same[i, j]]
+        total += np.log(np.exp(own) + sum(np.exp(factor * images[i] @ texts[j]) for j in wrong)) - own
+        wrong = [j for j in range(n) if j != i and not same[j, i]]
+        total += np.log(np.exp(own) + sum(np.exp(factor * images[j] @ texts[i]) for j in wrong)) - own
     return total / (2 * n)
 
 
-@given(st.integers(1, 7), st.integers(0, 2**32 - 1), st.floats(-1, 5.5), st.integers(1, 4))
-def test_loss_by_its_definition(n: int, seed: int, scale: float, kinds: int) -> None:
+@given(st.integers(1, 7), st.integers(0, 5), st.integers(0, 2**32 - 1), st.floats(-1, 5.5))
+def test_loss_by_its_definition(n: int, more: int, seed: int, scale: float) -> None:
     rng = np.random.default_rng(seed)
-    images, texts, meaning = vectors(rng, n), vectors(rng, n), rng.integers(0, kinds, n)
-    same = meaning[:, None] == meaning
+    images, texts, same = vectors(rng, n), vectors(rng, n + more), rng.random((n, n + more)) < 0.3
     found = contrastive_loss(*map(td.tensor, (images, texts)), td.tensor(scale, dtype="float64"), same)
     assert found.item() == pytest.approx(by_definition(images, texts, scale, same), rel=1e-6, abs=1e-9)
 
@@ -74,11 +75,12 @@ def test_loss_by_its_definition(n: int, seed: int, scale: float, kinds: int) -> 
 @given(st.permutations(range(6)), st.integers(0, 1000))
 def test_the_order_of_a_batch_does_not_matter(order: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
-    images, texts, meaning = vectors(rng, 6), vectors(rng, 6), rng.integers(0, 4, 6)
+    images, texts = vectors(rng, 6), vectors(rng, 6)
     captions = [f"caption {k}" for k in rng.integers(0, 5, 6)]
+    said = [(caption, f"caption {k}") for caption, k in zip(captions, rng.integers(0, 5, 6))]
 
     def loss(index: list[int]) -> float:
-        same = same_pairs([captions[i] for i in index], meaning[index])
+        same = same_pairs([said[i] for i in index], [captions[i] for i in index])
         return contrastive_loss(td.tensor(images[index]), td.tensor(texts[index]), td.tensor(1.0, dtype="float64"), same).item()
 
     assert loss(order) == pytest.approx(loss(list(range(6))), rel=1e-9)
@@ -94,8 +96,9 @@ def test_gradient_of_the_loss() -> None:
 
 
 def test_equal_captions_are_no_wrong_pairs() -> None:
-    same = same_pairs(["a dog", "a cat", "a dog", "a hound"], np.array([0, 1, 2, 0]))
-    assert same.tolist() == [[1, 0, 1, 1], [0, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]]
+    said = [("a dog", "a hound"), ("a cat",), ("a dog",), ("a dog", "a hound")]
+    same = same_pairs(said, ["a dog", "a cat", "a dog", "a hound", "a bird"])
+    assert same.tolist() == [[1, 0, 1, 1, 0], [0, 1, 0, 0, 0], [1, 0, 1, 0, 0], [1, 0, 1, 1, 0]]
     # With nothing but one caption there is nothing to tell apart; without this knowledge the loss could not fall below ln 3.
     one = td.tensor(np.eye(5)[[0, 0, 0]])
     scale = td.tensor(2.0, dtype="float64")
@@ -111,6 +114,7 @@ def test_guessing() -> None:
     loss = contrastive_loss(alike, alike, td.tensor(1.0, dtype="float64"), same)
     assert guessing(same) == pytest.approx(loss.item())
     assert guessing(np.eye(8, dtype=bool)) == pytest.approx(np.log(8))
+    assert guessing(np.eye(8, 32, dtype=bool)) == pytest.approx((np.log(8) + np.log(32)) / 2)
 
 
 def test_recalls() -> None:
@@ -255,6 +259,24 @@ def test_what_a_step_sees() -> None:
         longer += len(said) > len(caption.split())
         assert [word for word in said if word in words] == caption.split()
     assert longer >= 12
+
+
+def test_false_captions_of_shapes() -> None:
+    options = FAST | {"data": "shapes:300", "made_up": 0.0, "misleading": 3, "model.text_config": TINY["text_config"]}
+    task: Any = make_task(configure("clip", options=options))
+    rows, same = task.pairs(2)[1:]
+    said = [task.captions[i] for i in task.indices(2)]
+    captions = [task.tokenizer.decode(row) for row in rows]
+    assert 40 < len(captions) <= 64 and same.shape == (16, len(captions))
+    for i in range(16):
+        assert captions[i] in said[i]
+        assert [caption in said[i] for caption in captions] == same[i].tolist()
+    wordings = [" ".join("_" if w in (*COLOURS, *SHAPES, *SIZES) else w for w in caption.split()) for caption in captions]
+    for caption, wording in zip(captions[16:], wordings[16:]):
+        assert not parse(caption).held_out
+        assert wording.replace("an _", "a _") in [other.replace("an _", "a _") for other in wordings[:16]]
+    false = misleading(said[0], said[0][0], np.random.default_rng(0), 40)
+    assert len(false) > 30 and not set(false) & set(said[0])
 
 
 def test_a_loss_that_stays_is_reported(tmp_path: Path) -> None:

@@ -29,33 +29,40 @@ AMONG = 200  # pictures that captions are looked for among, and as many captions
 # --------------------------------------------------------------------------------------------------------------------- loss
 
 
-def same_pairs(captions: Sequence[str], meaning: np.ndarray) -> np.ndarray:
-    """(N, N) bool: whether caption j is as true of picture i as its own, since it says or means the same."""
-    text = np.unique(np.asarray(captions), return_inverse=True)[1]
-    return (text[:, None] == text) | (meaning[:, None] == meaning)
+def same_pairs(said: Sequence[Sequence[str]], captions: Sequence[str]) -> np.ndarray:
+    """(N, M) bool: whether caption j is one of the things that may be said of picture i."""
+    kinds: dict[tuple[str, ...], np.ndarray] = {}
+    for group in map(tuple, said):
+        if group not in kinds:
+            true = set(group)
+            kinds[group] = np.array([caption in true for caption in captions])
+    return np.stack([kinds[tuple(group)] for group in said])
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, same: np.ndarray | None = None) -> Tensor:
     """How badly pictures pick their captions out of the batch and captions their pictures (Radford et al. 2021), in nats.
 
     Args:
-        images, texts: vectors (N, size) of length 1; row i of both belongs together.
+        images, texts: vectors (N, size) and (M, size) of length 1; row i of both belongs together, and texts from N on belong to
+            no picture: they are there to be mistaken (Yuksekgonul et al. 2023).
         scale: logarithm of what the cosines are multiplied by; above ln 100 it counts as that.
-        same: bool (N, N), `same_pairs`; such pairs off the diagonal are neither right nor wrong: they are left out.
-    The mean of the cross-entropies of both directions; ln N for vectors that say nothing, without repetitions.
+        same: bool (N, M), `same_pairs`; such pairs off the diagonal are neither right nor wrong: they are left out.
+    The mean of the cross-entropies of both directions; ln N for vectors that say nothing, if M = N, without repetitions.
     """
     logits = ops.matmul(images, ops.transpose(texts, 0, 1)) * ops.exp(ops.minimum(scale, MOST_SCALE))
-    n = len(logits.data)
+    n = logits.shape[0]
     if same is not None:
-        aside = Tensor(same & ~np.eye(n, dtype=bool)).to(logits.device)
+        aside = Tensor(same & ~np.eye(*logits.shape, dtype=bool)).to(logits.device)
         logits = ops.where(aside, MASKED, logits)
     own = np.arange(n)
-    return 0.5 * (ops.cross_entropy(logits, own) + ops.cross_entropy(ops.transpose(logits, 0, 1), own))
+    return 0.5 * (ops.cross_entropy(logits, own) + ops.cross_entropy(ops.transpose(logits[:, :n], 0, 1), own))
 
 
 def guessing(same: np.ndarray) -> float:
-    """The loss of vectors that say nothing: ln N, less where pairs are left out."""
-    return float(np.log(len(same) + 1 - same.sum(1)).mean())
+    """The loss of vectors that say nothing: half ln N and half ln M, less where pairs are left out."""
+    n, m = same.shape
+    among = [np.log(m + 1 - same.sum(1)), np.log(n + 1 - same[:, :n].sum(0))]
+    return float(np.mean(among))
 
 
 # ----------------------------------------------------------------------------------------------------------------- matching

@@ -95,7 +95,7 @@ def score_map(
     shown = axes.imshow(scores, cmap="viridis", aspect="auto")
     axes.set_xticks(range(m), captions, rotation=40, ha="right", fontsize=8)
     axes.set_yticks(range(n), names or [""] * n, fontsize=8)
-    axes.tick_params(axis="y", pad=46, length=0)
+    axes.tick_params(axis="y", pad=62, length=0)
     for row, picture in enumerate(pictures):
         beside = axes.inset_axes((-1.4, row - 0.42, 0.84, 0.84), transform=axes.transData)
         beside.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=255)

@@ -12,6 +12,7 @@ from tinydiff import figures, models, random
 from tinydiff.augment import jitter
 from tinydiff.autograd import no_grad
 from tinydiff.contrastive import TOKENIZER, Matcher, background, contrastive_loss, guessing, measure, same_pairs
+from tinydiff.data.shapes import misleading
 from tinydiff.images import from_uint8
 from tinydiff.nn import Module
 from tinydiff.pipeline import check_card
@@ -43,13 +44,15 @@ class ClipTask(OnPictures):
     """Two encoders whose vectors are alike for a picture and what is said of it, and unlike for the rest of the batch.
 
     Pictures are moved, turned and stretched a little; captions get made-up words in between, so that words never met in training
-    are passed over rather than taken for something.
+    are passed over rather than taken for something. Of shapes there are false captions besides, since colours alone tell most
+    scenes of a batch apart.
     """
 
     DEFAULTS: ClassVar[Config] = {
         "vocab_size": 1024,  # at most, of the tokeniser trained on the captions
         "augment": True,
         "made_up": 0.5,  # how often a caption gets made-up words
+        "misleading": 3,  # false captions for each picture of shapes: words exchanged, or one wrong
         "batch_size": 256,
         "lr": 1e-3,
         "betas": [0.9, 0.98],
@@ -108,20 +111,30 @@ class ClipTask(OnPictures):
         return models.CLIP.from_config(self.model_config())
 
     def pairs(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pictures (N, H, W, C) in [-1, 1], their captions' tokens (N, length), and `same_pairs`, of step `step`."""
+        """Pictures (N, H, W, C) in [-1, 1], tokens (M, length) of captions, and `same_pairs` (N, M), of step `step`.
+
+        The first N captions are those of the pictures; the rest are false.
+        """
         index, rng = self.indices(step), self.rng(step)
         x = from_uint8(self.data.images[index])
         if self.config["augment"]:
             x = jitter(x, rng, background=self.background)
         captions = self.captions.draw(index, self.config["seed"], step)
-        rows = np.full((len(index), self.tokenizer.length), self.tokenizer.eos, np.int64)
+        said = [self.captions[i] for i in index]
+        if self.config["misleading"] and self.config["data"].partition(":")[0] == "shapes":
+            captions += [
+                false
+                for group, caption in zip(said, list(captions))
+                for false in misleading(group, caption, rng, self.config["misleading"])
+            ]
+        rows = np.full((len(captions), self.tokenizer.length), self.tokenizer.eos, np.int64)
         for row, caption in zip(rows, captions):
             tokens = self.tokenizer.encode(caption)
             if rng.random() < self.config["made_up"]:
                 tokens = self._with_made_up(tokens, rng)
             tokens = tokens[: len(row) - 2]
             row[0], row[1 : 1 + len(tokens)] = self.tokenizer.bos, tokens
-        return x, rows, same_pairs(captions, self.captions.meaning[index])
+        return x, rows, same_pairs(said, captions)
 
     def _with_made_up(self, tokens: list[int], rng: np.random.Generator) -> list[int]:
         """The tokens with one to three words between them that mean nothing, where these fit."""

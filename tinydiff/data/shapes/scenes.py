@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -176,3 +177,18 @@ def candidates(scene: Scene, rng: np.random.Generator, n: int = 100) -> list[str
     while len(chosen) < n:
         chosen[draw_scene(rng, alone=0.0 if scene.second else 1.0)] = None
     return [str(other) for other in chosen]
+
+
+def misleading(said: Sequence[str], caption: str, rng: np.random.Generator, n: int) -> list[str]:
+    """Up to n captions worded as `caption` but false, of `said`, all that `Scene.captions` says of one scene: every second with
+    words exchanged, the others with one word wrong. None speaks of a held-out scene.
+    """
+    scene, wording = parse(said[0]), said.index(caption)
+    pools = [[other for other in pool if not other.held_out] for pool in (swaps(scene), near_misses(scene))]
+    found = []
+    for i in range(n):
+        pool = pools[i % 2] or pools[1]
+        words = pool[int(rng.random() * len(pool))].captions()
+        if wording < len(words) and words[wording] not in said:
+            found.append(words[wording])
+    return found
