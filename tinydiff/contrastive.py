@@ -52,7 +52,7 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, same: np.ndar
     logits = ops.matmul(images, ops.transpose(texts, 0, 1)) * ops.exp(ops.minimum(scale, MOST_SCALE))
     n = logits.shape[0]
     if same is not None:
-        aside = Tensor(same & ~np.eye(*logits.shape, dtype=bool)).to(logits.device)
+        aside = Tensor(same & ~np.eye(n, logits.shape[1], dtype=bool)).to(logits.device)
         logits = ops.where(aside, MASKED, logits)
     own = np.arange(n)
     return 0.5 * (ops.cross_entropy(logits, own) + ops.cross_entropy(ops.transpose(logits[:, :n], 0, 1), own))
