@@ -9,11 +9,10 @@
 // What changed: `direct` fetches a weight for every multiplication. A block's weights (64 channels of at most 192 taps and
 //   channels; or all of them) fit in shared memory, and there is the first BARRIER: no thread may read them before all are
 //   there. And where the results are too few to give every lane one, lanes cooperate: the first shuffles.
-#include "conv.h"
 #include "fours.h"
+#include "reduce.h"
 
 constexpr int kFew = 4, kThreads = 256, kChannels = 64, kPixels = 64, kSharedBytes = 48 * 1024;
-constexpr unsigned kWholeWarp = 0xffffffffu;
 
 // A convolution of an image with `in` channels to `out` channels, whichever direction it stands for.
 struct Small {

@@ -25,3 +25,30 @@ API int conv2d(int version, int direction, int precision, int n, int h, int w, i
                const void* residual, void* x, void* weight, void* y, void* workspace, uintptr_t stream);
 API int64_t conv2d_workspace(int version, int direction, int precision, int n, int h, int w, int c, int o, int kh, int kw,
                              int p, int q, int sh, int sw, int top, int left, int split);
+
+// Normalisations: float32 or float64; weight and bias, and their gradients, may be null. mean and rstd are computed forward and
+// read backward. eps is added to the variance.
+// y = activation(group_norm(x)), x (n, pixels, channels), mean and rstd (n, groups).
+API int group_norm(int precision, int n, int pixels, int channels, int groups, double eps, int activation, const void* x,
+                   const void* weight, const void* bias, void* y, void* mean, void* rstd, void* workspace, uintptr_t stream);
+API int group_norm_backward(int precision, int n, int pixels, int channels, int groups, int activation, const void* gy,
+                            const void* x, const void* weight, const void* bias, const void* mean, const void* rstd, void* gx,
+                            void* gweight, void* gbias, void* workspace, uintptr_t stream);
+API int64_t group_norm_workspace(int precision, int n, int pixels, int channels, int groups);
+// x (rows, size), mean and rstd (rows); the workspace is for the backward pass.
+API int layer_norm(int precision, int rows, int size, double eps, const void* x, const void* weight, const void* bias, void* y,
+                   void* mean, void* rstd, uintptr_t stream);
+API int layer_norm_backward(int precision, int rows, int size, const void* gy, const void* x, const void* weight,
+                            const void* mean, const void* rstd, void* gx, void* gweight, void* gbias, void* workspace,
+                            uintptr_t stream);
+API int64_t layer_norm_workspace(int precision, int rows, int size);
+
+// Softmax over the rows of x (rows, size), or its logarithm; backward from the result y. float32 or float64.
+API int softmax(int precision, int rows, int size, int logarithmic, const void* x, void* y, uintptr_t stream);
+API int softmax_backward(int precision, int rows, int size, int logarithmic, const void* gy, const void* y, void* gx,
+                         uintptr_t stream);
+
+// One step of AdamW and of the moving averages, float32, in place. `changes`, in the host's memory, has for each parameter the
+// addresses of parameter, gradient, m, v and average (or 0), and the size; beta1_power is beta1 to the number of the step.
+API int adamw(int count, const int64_t* changes, double lr, double beta1, double beta2, double eps, double weight_decay,
+              double beta1_power, double beta2_power, double ema_decay, uintptr_t stream);
