@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import tinydiff as td
-from tinydiff import data, faithfulness, figures, io, tasks, train
+from tinydiff import data, faithfulness, figures, images, io, tasks, train
+from tinydiff.cli import main
 from tinydiff.data import shapes, sources
 from tinydiff.data.captions import Captions
 from tinydiff.data.dataset import Dataset
@@ -250,16 +253,16 @@ def test_pictures_do_not_see_each_other(trained: Path) -> None:
         assert np.abs(pipeline.draw([prompt], [i + 1], steps=4)[0] - together[i]).max() <= 1
 
 
-def test_a_film_between_two_prompts_begins_and_ends_with_them(trained: Path) -> None:
+def test_a_walk_passes_through_its_prompts(trained: Path) -> None:
     pipeline = TextPipeline.load(trained)
-    a, b = "light in the upper left", "light in the lower right"
-    film = pipeline.between(a, b, 5, seed=7, steps=8).astype(int)
-    assert film.shape == (5, 8, 8, 1)
-    ends = pipeline.draw([a, b], [7, 7], steps=8).astype(int)
-    assert np.abs(film[[0, -1]] - ends).max() <= 1
-    assert lit(film[[0, -1]]).tolist() == [0, 3]
-    with pytest.raises(ValueError, match="at least two"):
-        pipeline.between(a, b, 1, seed=0)
+    prompts = ["light in the upper left", "light in the lower right", "the upper right is lit"]
+    film = pipeline.walk(prompts, 3, seed=7, steps=8).astype(int)
+    assert film.shape == (7, 8, 8, 1)
+    stops = pipeline.draw(prompts, [7, 7, 7], steps=8).astype(int)
+    assert np.abs(film[::3] - stops).max() <= 1
+    assert lit(film[::3]).tolist() == [0, 3, 1]
+    with pytest.raises(ValueError, match="at least two prompts"):
+        pipeline.walk(prompts[:1], 3, seed=0)
 
 
 def test_where_words_were_looked_at(trained: Path, tmp_path: Path) -> None:
@@ -276,6 +279,57 @@ def test_where_words_were_looked_at(trained: Path, tmp_path: Path) -> None:
 def test_as_many_prompts_as_seeds(trained: Path) -> None:
     with pytest.raises(ValueError, match="2 prompts for 1 seeds"):
         TextPipeline.load(trained).draw(["a", "b"], [0])
+
+
+# -------------------------------------------------------------------------------------------------------- the command line
+
+
+def test_the_command_line_draws_what_is_said(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid, npz, maps = tmp_path / "grid.png", tmp_path / "all.npz", tmp_path / "maps.png"
+    command = ["sample", str(trained), "--prompt", "light in the upper left", "--prompt", "the lower right is lit", "--n", "6"]
+    command += ["--negative", "light in the upper right", "--cfg", "3", "--steps", "8"]
+    assert main([*command, "--out", str(grid), "--npz", str(npz), "--attention", str(maps)]) == 0
+    assert capsys.readouterr().out.split() == [str(grid), str(npz), str(maps)]
+    drawn = np.load(npz)
+    assert drawn["labels"].tolist() == [0, 0, 0, 1, 1, 1] and lit(drawn["images"]).tolist() == [0, 0, 0, 3, 3, 3]
+    said = images.read_png_metadata(grid)
+    assert json.loads(said["prompt"]) == ["light in the upper left", "the lower right is lit"]
+    assert said["negative"] == "light in the upper right" and said["guidance"] == "3.0" and "class" not in said
+    assert maps.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_line_films_the_way_between_prompts(trained: Path, tmp_path: Path) -> None:
+    gif = tmp_path / "film.gif"
+    command = ["sample", str(trained), "--prompt", "light in the upper left", "--prompt", "the lower right is lit"]
+    assert main([*command, "--interpolate", "4", "--seeds", "3", "--steps", "4", "--gif", str(gif)]) == 0
+    with Image.open(gif) as film:
+        assert film.n_frames == 5  # type: ignore[attr-defined]
+
+
+def test_the_command_line_says_what_was_dropped(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = "upper left, upper left, upper left, upper left, lit"
+    assert main(["sample", str(trained), "--prompt", prompt, "--n", "2", "--steps", "2", "--out", str(tmp_path / "a.png")]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(lines) == 1 and lines[0].startswith(f"tinydiff: warning: {prompt!r}") and "dropped" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "say what to draw with --prompt"),
+        (["--class", "3"], "not --class"),
+        (["--prompt", "a", "--prompt", "b", "--interpolate", "2", "--n", "3"], "keeps one noise"),
+    ],
+)
+def test_bad_command_lines(trained: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(trained), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--prompt", "a seven"], ["--negative", "a seven"], ["--attention", "a.png"]])
+def test_a_model_told_classes_knows_no_words(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "digits", *options]) == 2
+    assert "knows no words" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------------- the whole chain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from tinydiff.autograd import no_grad
 from tinydiff.contrastive import TOKENIZER
 from tinydiff.models.clip import CLIP, CLIPTextModel
 from tinydiff.nn import no_init
-from tinydiff.pipeline import Conditioned, load_model, load_space, model_folder, weights_hash
+from tinydiff.pipeline import Conditioned, Pipeline, load_model, load_space, model_folder, weights_hash
 from tinydiff.space import Pixels, Space
 from tinydiff.tensor import as_tensor
 from tinydiff.tokenizer import Tokenizer
@@ -150,17 +151,24 @@ class TextPipeline(Conditioned):
         count = len(words) - words.count(END)
         return picture, words[:count], maps[..., 1 : 1 + count]
 
-    def between(
-        self, first: str, second: str, frames: int, seed: int, *, negative: str = "", guidance: float = GUIDANCE, **settings: Any
+    def walk(
+        self, prompts: Sequence[str], between: int, seed: int, *, negative: str = "", guidance: float = GUIDANCE, **settings: Any
     ) -> np.ndarray:
-        """One noise drawn for `frames` texts between two prompts: uint8 (frames, H, W, C). The vectors are mixed linearly.
+        """One noise drawn for texts on the way from each prompt to the next, in `between` stages that mix vectors linearly.
 
-        Raises ValueError for fewer than two frames.
+        Gives uint8 ((P - 1) · between + 1, H, W, C) for P prompts. Raises ValueError for fewer than two prompts or one stage.
         """
-        if frames < 2:
-            raise ValueError(f"frames = {frames}; a film from one prompt to another has at least two")
-        start, end = self.text([first, second])
-        share = np.linspace(0, 1, frames, dtype=np.float32)[:, None, None]
-        return self.sample(
-            start * (1 - share) + end * share, self.text([negative]), [seed] * frames, guidance=guidance, **settings
-        )
+        if len(prompts) < 2 or between < 1:
+            raise ValueError(
+                f"{len(prompts)} prompts, {between} stages; a way has at least two prompts, with at least a stage between"
+            )
+        vectors = self.text(prompts)
+        shares = (np.arange(between, dtype=np.float32) / between)[:, None, None]
+        way = np.concatenate([*(a + shares * (b - a) for a, b in pairwise(vectors)), vectors[-1:]])
+        return self.sample(way, self.text([negative]), [seed] * len(way), guidance=guidance, **settings)
+
+
+def load_pipeline(run: str | Path, device: str = "cpu") -> Pipeline | TextPipeline:
+    """What draws with a run, be it told classes or words. Raises ValueError for a run that draws nothing."""
+    told_words = io.read_json(model_folder(run) / "config.json").get("task") == TASK
+    return TextPipeline.load(run, device) if told_words else Pipeline.load(run, device)

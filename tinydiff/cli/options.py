@@ -91,6 +91,17 @@ def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
         yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
 
 
+@contextmanager
+def spoken_warnings() -> Iterator[None]:
+    """A block in which a warning is one line on stderr."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *rest, **more: print(f"tinydiff: warning: {message}", file=sys.stderr)
+        yield
+
+
 device = click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda or cudasim.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 

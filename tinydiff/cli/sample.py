@@ -10,7 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
-from tinydiff.cli.options import MOST, Numbers, as_json, check_device, device, progress
+from tinydiff.cli.options import MOST, Numbers, as_json, check_device, device, progress, spoken_warnings
 from tinydiff.diffusion import SAMPLERS
 
 File = click.Path(dir_okay=False, path_type=Path)
@@ -20,30 +20,37 @@ STOCHASTIC = ("ddpm", "euler_ancestral")  # they draw noise on the way
 @click.command()
 @click.argument("run")
 @click.option("--class", "classes", type=Numbers(["all"]), help="Which: 3, or 0,1,4, or 0-4, or all.  [default: all]")
-@click.option("--n", type=click.IntRange(1, MOST), help="How many in total.  [default: 8 a class, or as many as seeds]")
+@click.option("--prompt", "prompts", multiple=True, help="What to draw, in words; may be given several times.")
+@click.option("--negative", help="What not to draw, in words.")
+@click.option("--n", type=click.IntRange(1, MOST), help="How many in total.  [default: 8 a class or prompt, or as many as seeds]")
 @click.option("--seeds", type=Numbers(), help="0-63, or 1,5,9, or the first of --n in a row.  [default: 0]")
 @click.option("--sampler", type=click.Choice(list(SAMPLERS)), default="ddim", show_default=True)
 @click.option("--steps", type=click.IntRange(1, 1000), default=50, show_default=True)
-@click.option("--cfg", type=float, default=2.0, show_default=True, help="Guidance; 1 is none.")
+@click.option("--cfg", type=float, help="Guidance; 1 is none.  [default: 2; of words 5]")
 @click.option("--eta", type=click.FloatRange(0, 1), help="Fresh noise in ddim, from 0 to 1.  [default: 0]")
 @click.option("--init", type=File, help="Begin with this picture, noised as far as --strength says.")
 @click.option("--strength", type=click.FloatRange(0, 1), help="0 keeps --init, 1 forgets it.  [default: 0.6; with --mask 1]")
 @click.option("--mask", type=File, help="Draw --init anew where this picture is white, and leave it where it is black.")
-@click.option("--interpolate", type=click.IntRange(min=1), metavar="N", help="N pictures from each seed to the next.")
+@click.option("--interpolate", type=click.IntRange(min=1), metavar="N", help="N pictures from each seed, or prompt, to the next.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Pictures at once.")
-@click.option("--out", type=File, help="PNG: a grid, a row for each class if there are several.  [default: samples.png]")
+@click.option(
+    "--out", type=File, help="PNG: a grid, a row for each class or prompt if there are several.  [default: samples.png]"
+)
 @click.option("--gif", type=File, help="GIF: noise becoming pictures; with --interpolate, the pictures in turn.")
-@click.option("--npz", type=File, help="NumPy file: images (N, H, W[, C]) uint8, and labels.")
+@click.option("--npz", type=File, help="NumPy file: images (N, H, W[, C]) uint8, and labels (which class, or which prompt).")
+@click.option("--attention", type=File, help="PNG: where each word of a prompt was looked at, for the first seed.")
 @device
 @as_json
 def sample(
     run: str,
     classes: list[int] | str | None,
+    prompts: tuple[str, ...],
+    negative: str | None,
     n: int | None,
     seeds: list[int] | None,
     sampler: str,
     steps: int,
-    cfg: float,
+    cfg: float | None,
     eta: float | None,
     init: Path | None,
     strength: float | None,
@@ -53,30 +60,48 @@ def sample(
     out: Path | None,
     gif: Path | None,
     npz: Path | None,
+    attention: Path | None,
     device: str,
     as_json: bool,
 ) -> None:
-    """Draw with RUN, a run folder, or with the model that is shipped: digits."""
+    """Draw with RUN, a run folder, or with the model that is shipped: digits.
+
+    A run of text-to-image draws what --prompt says.
+    """
     from tinydiff.diffusion import noise_source
-    from tinydiff.pipeline import Pipeline, sample_labels
+    from tinydiff.pipeline import sample_labels
+    from tinydiff.prompts import GUIDANCE, TextPipeline, load_pipeline
 
     check_device(device)
     if eta is not None and sampler != "ddim":
         raise click.UsageError(f"--eta is for the sampler ddim, not {sampler}; leave it out")
     if init is None and (mask is not None or strength is not None):
         raise click.UsageError(f"--{'mask' if mask is not None else 'strength'} says what becomes of a picture; give --init too")
-    if not np.isfinite(cfg):
+    if cfg is not None and not np.isfinite(cfg):
         raise click.BadParameter(f"{cfg} is not a finite number; 1 is no guidance", param_hint="--cfg")
     if out is None and gif is None and npz is None:
         out = Path("samples.png")
-    files = [path for path in (out, gif, npz) if path is not None]
+    files = [path for path in (out, gif, npz, attention) if path is not None]
     for path in files:
         if not path.absolute().parent.is_dir():
             raise click.UsageError(f"{path}: there is no folder {path.parent}; make it first")
-    pipeline = Pipeline.load(run, device)
-    chosen = _classes(classes, pipeline.class_names)
-    if interpolate is not None and len(chosen) > 1:
+    pipeline = load_pipeline(run, device)
+    if isinstance(pipeline, TextPipeline):
+        if classes is not None or not prompts:
+            raise click.UsageError(f"{run} is told words; say what to draw with --prompt" + (", not --class" if classes else ""))
+        chosen = list(range(len(prompts)))
+    else:
+        if prompts or negative is not None or attention is not None:
+            raise click.UsageError(f"{run} knows no words; leave out --prompt, --negative and --attention")
+        chosen = _classes(classes, pipeline.class_names)
+    cfg = cfg if cfg is not None else GUIDANCE if prompts else 2.0
+    if interpolate is not None and len(chosen) > 1 and not prompts:
         raise click.UsageError("--interpolate stays within one class, as nothing lies between two; give one, such as --class 3")
+    through = interpolate if len(prompts) > 1 else None  # a way from prompt to prompt, with one noise
+    if through is not None:
+        if n is not None or (seeds and len(seeds) > 1):
+            raise click.UsageError("--interpolate between prompts keeps one noise; give one of --seeds, and no --n")
+        n, interpolate = 1, None
     if n is None:
         n = len(seeds) if seeds and len(seeds) > 1 else 8 * max(1, len(chosen))
     seeds = seeds or [0]
@@ -92,34 +117,40 @@ def sample(
         noise = _path(noise_source(seeds, pipeline.space.size)(), interpolate, sampler, eta)
         n = len(noise)
         labels = None if labels is None else np.repeat(labels[:1], n)
-    frames: list[np.ndarray] | None = [] if gif and interpolate is None else None
+    frames: list[np.ndarray] | None = [] if gif and interpolate is None and through is None else None
     evaluations = 2 * steps - 1 if sampler == "heun" else steps
     with progress("drawing") as update:
-        done = 0
+        done, pictures_in_all = 0, n if through is None else through * (len(prompts) - 1) + 1
 
         def count(pictures: int) -> None:
             nonlocal done
             done += pictures
-            update(done, n * steps, f"{evaluations} evaluations a picture")
+            update(done, pictures_in_all * steps, f"{evaluations} evaluations a picture")
 
-        drawn = pipeline.draw(
-            labels,
-            seeds if noise is None else [0] * n,  # the path is all the noise there is
-            sampler=sampler,
-            steps=steps,
-            guidance=cfg,
-            eta=eta,
-            picture=picture,
-            strength=strength,
-            mask=cover,
-            noise=noise,
-            batch_size=batch_size,
-            frames=frames,
-            callback=count,
-        )
+        common: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": cfg, "eta": eta}
+        given: dict[str, Any] = {
+            "picture": picture,
+            "strength": strength,
+            "mask": cover,
+            "batch_size": batch_size,
+            "callback": count,
+        }
+        own_seeds = seeds if noise is None else [0] * len(noise)  # the path is all the noise there is
+        with spoken_warnings():
+            if not isinstance(pipeline, TextPipeline):
+                drawn = pipeline.draw(labels, own_seeds, noise=noise, frames=frames, **common, **given)
+            elif through is not None:
+                drawn = pipeline.walk(prompts, through, seeds[0], negative=negative or "", **common, **given)
+                n, labels = len(drawn), None
+            else:
+                assert labels is not None
+                told = [prompts[label] for label in labels]
+                more: dict[str, Any] = {"noise": noise, "frames": frames, "negative": negative or ""}
+                drawn = pipeline.draw(told, own_seeds, **more, **common, **given)
     settings = {
         "run": run,
-        "class": chosen,
+        **({"prompt": list(prompts)} if prompts else {"class": chosen}),
+        **({"negative": negative} if negative is not None else {}),
         "seeds": _spans(seeds),
         "sampler": sampler,
         "steps": steps,
@@ -127,12 +158,17 @@ def sample(
         **({"eta": eta} if eta is not None else {}),
         **({"init": str(init), "strength": strength} if init is not None else {}),
         **({"mask": str(mask)} if mask is not None else {}),
-        **({"interpolate": interpolate} if interpolate is not None else {}),
+        **({"interpolate": interpolate or through} if interpolate or through else {}),
         "weights": pipeline.hash,
     }
-    if interpolate is not None:
+    if interpolate is not None or through is not None:
         frames = [picture[None] for picture in drawn]
     _write(drawn, labels, frames, settings, out, gif, npz)
+    if attention is not None and isinstance(pipeline, TextPipeline):
+        from tinydiff.figures import attention_figure
+
+        looks = [pipeline.look(prompt, seeds[0], negative=negative or "", **common) for prompt in dict.fromkeys(prompts)]
+        attention_figure(looks, attention)
     print(json.dumps(settings | {"n": n, "files": [str(f) for f in files]}) if as_json else "\n".join(map(str, files)))
 
 
