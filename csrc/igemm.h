@@ -217,11 +217,10 @@ struct Pixels {
         }
     }
     DEVICE bool valid(int k) const { return valid(k, s, r); }
-    DEVICE bool valid(int k, int s, int r) const {
+    DEVICE bool valid(int k, int s, int r) const {  // past the last tap too: those columns are not stored
         const ConvSize& a = view.size;
         const int h = p[k] * a.sh - a.top + r, v = q[k] * a.sw - a.left + s;
         return (depth + k * kApart < end || MUTANT(321, "pixels: the depth has an end")) &&
-               (r < a.kh || MUTANT(322, "pixels: columns past the last tap are zeros")) &&
                (h >= 0 || MUTANT(323, "pixels: rows above the image are zeros")) &&
                (h < a.h || MUTANT(324, "pixels: rows below the image are zeros")) &&
                (v >= 0 || MUTANT(325, "pixels: columns left of the image are zeros")) &&

@@ -1,6 +1,7 @@
 """The CUDA simulator: what it computes, and that every one of its checks notices the bug it is there for."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -457,3 +458,14 @@ def test_bad_input(bugs, tmp_path, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(RuntimeError, match=r"compiles with g\+\+, which is not on the PATH: install it"):
         cudasim.compile(HEADER + BUGS)
+
+
+def test_the_readme_s_example_says_what_the_readme_says():
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    section = text[text.index("## CUDA kernels without a GPU") :]
+    _, code, said = section.split("```")[:2] + section.split("```")[3:4]
+    with pytest.raises(cudasim.KernelError) as error:
+        exec(code.removeprefix("python\n"), {})
+    assert str(error.value) == said.strip().removeprefix("tinydiff.cudasim.simulator.KernelError: ")
+    fixed = code.removeprefix("python\n").replace("    st(y", "    BARRIER();\n    st(y")
+    exec(fixed, {})

@@ -46,6 +46,7 @@ class Family:
 
     `axes` are the problem's; alignment (of all arrays, in elements), schedule and, with `copies`, late or early asynchronous
     copies are added. `run(**row)` makes the run of one combination; `valid(row)` says which combinations there are.
+    `own` are the sources that are checked, where `sources` has others that are only linked.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Family:
     copies: bool = False
     alignments: Sequence[int] = (4, 2, 1)
     architecture: int = 80
+    own: Sequence[Path] = ()
 
     @functools.cached_property
     def rows(self) -> list[Row]:

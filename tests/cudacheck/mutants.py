@@ -41,9 +41,9 @@ class Caught:
 
 
 def files(family: Family) -> list[Path]:
-    """A family's sources and all they include, the launch header and the simulator left out."""
+    """A family's own sources and all they include, the launch header and the simulator left out."""
     found: dict[Path, None] = {}
-    todo = list(family.sources)
+    todo = list(family.own or family.sources)
     while todo:
         path = todo.pop().resolve()
         if path in found or path.name == "launch.h":
