@@ -24,7 +24,7 @@ struct Rates {
     float keep, step, root, eps, keep_m, take_m, keep_v, take_v, take_average;
 };
 
-KERNEL_BOUNDS(kThreads, 8) adamw_step(Table table, Rates rate) {
+KERNEL_BOUNDS(kThreads, 4) adamw_step(Table table, Rates rate) {
     int k = 0;
     while (k + 1 < table.count && int(blockIdx.x) >= table.row[k + 1].first_block) ++k;
     const Row& row = table.row[k];
