@@ -332,6 +332,31 @@ def test_a_model_told_classes_knows_no_words(options: list[str], capsys: pytest.
     assert "knows no words" in capsys.readouterr().err
 
 
+def test_the_demo_with_words_trains_the_chain_and_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tinydiff import demo
+    from tinydiff.tasks.clip import ClipTask
+    from tinydiff.tasks.text_to_image import TextToImageTask
+
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tiny = {"projection_dim": 8, "text_config": text | {"max_position_embeddings": 32}}
+    vision = {"hidden_size": 8, "widths": [8, 8], "norm_num_groups": 4}
+    monkeypatch.setitem(ClipTask.PRESETS, "small", {"batch_size": 16, "model": tiny | {"vision_config": vision}})
+    monkeypatch.setitem(TextToImageTask.PRESETS, "small", {"model": UNET})
+    monkeypatch.setattr(demo, "STEPS", 2)
+    monkeypatch.setattr(demo, "COLUMNS", 2)
+    command = ["demo", "--words", "--steps", "2", "--out", str(tmp_path / "demo"), "--prompt", "a seven"]
+    assert main(command) == 0
+    first = (tmp_path / "demo" / "words.png").read_bytes()
+    assert "words.png: a row each for 'a seven'" in capsys.readouterr().out
+    assert (tmp_path / "demo" / "attention.png").is_file()
+    assert main(command) == 0  # nothing is trained a second time
+    assert "trained" not in capsys.readouterr().out
+    assert (tmp_path / "demo" / "words.png").read_bytes() == first
+    assert main(["demo", "--prompt", "a seven"]) == 2
+
+
 # --------------------------------------------------------------------------------------------------------- the whole chain
 
 

@@ -10,6 +10,7 @@ from tinydiff import data, figures, images
 from tinydiff.dream import pixel_gradients
 from tinydiff.evaluate import Judge
 from tinydiff.pipeline import Pipeline, sheet
+from tinydiff.prompts import TextPipeline
 from tinydiff.run import Run
 
 COLUMNS = 8
@@ -53,3 +54,15 @@ def draw_all(run: Run, folder: Path, judge: Judge, seed: int = 0) -> dict[str, P
     found = pixel_gradients(judge, picture, target)
     figures.pixel_gradient_figure(found, picture, test.class_names[target], gradient)
     return paths
+
+
+def draw_words(run: Run, folder: Path, prompts: list[str], seed: int = 0) -> Path:
+    """Draw a row of pictures for each prompt into words.png of `folder`, with where each word was looked at in attention.png."""
+    pipeline = TextPipeline.load(run.path)
+    labels = np.repeat(np.arange(len(prompts)), COLUMNS)
+    seeds = range(seed, seed + len(labels))
+    drawn = pipeline.draw([prompts[label] for label in labels], seeds, steps=STEPS)
+    settings = {"prompt": prompts, "seeds": f"{seeds[0]}-{seeds[-1]}", "steps": STEPS, "weights": pipeline.hash}
+    images.save_png(folder / "words.png", sheet(drawn, labels, 2), settings)
+    figures.attention_figure([pipeline.look(prompt, seed, steps=STEPS) for prompt in prompts], folder / "attention.png")
+    return folder / "words.png"

@@ -4,47 +4,89 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tinydiff.cli.options import check_device, device, progress
 
+if TYPE_CHECKING:
+    from tinydiff.run import Run
+
 Folder = click.Path(file_okay=False, path_type=Path)
 
 
 @click.command()
-@click.option("--out", type=Folder, default="tinydiff-demo", show_default=True, help="Folder for the run and the pictures.")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True, help="How long to train.")
+@click.option("--out", type=Folder, help="Folder for runs and pictures.  [default: tinydiff-demo; with --words tinydiff-words]")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="How long to train.  [default: 3; with --words 15]")
 @click.option("--steps", type=click.IntRange(min=1), help="Train that many steps instead.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--classifier", default="classifier", show_default=True, help="Run folder, or the shipped one.")
-def demo(out: Path, minutes: float, steps: int | None, seed: int, classifier: str) -> None:
+@click.option("--words", is_flag=True, help="Train a text encoder too, and draw what is typed.")
+@click.option("--prompt", "prompts", multiple=True, help="With --words: draw this; otherwise it asks.")
+def demo(
+    out: Path | None,
+    minutes: float | None,
+    steps: int | None,
+    seed: int,
+    classifier: str,
+    words: bool,
+    prompts: tuple[str, ...],
+) -> None:
     """Train on digits for about three minutes, then draw digits out of noise.
+
+    With --words, for fifteen: first two encoders on pictures and captions, then a denoiser that listens to the one for text;
+    then it draws what you type.
 
     Interrupted, the same command goes on; run again afterwards, it draws again.
     """
-    from tinydiff.cli.train import train_with_progress
-    from tinydiff.demo import draw_all
+    from tinydiff.demo import draw_all, draw_words
     from tinydiff.evaluate import Judge
+
+    if prompts and not words:
+        raise click.UsageError("--prompt goes with --words")
+    out = out or Path("tinydiff-words" if words else "tinydiff-demo")
+    again = f"tinydiff demo{' --words' if words else ''} --out {out}"
+    minutes = minutes or (15.0 if words else 3.0)
+
+    def options(share: float) -> dict[str, Any]:
+        return {"seed": seed, "showings": 2} | ({"minutes": minutes * share} if steps is None else {"steps": steps})
+
+    # Small batches: in so short a time, more steps show more than smoother ones.
+    small = {"batch_size": 32}
+    if not words:
+        judge = Judge.load(classifier)
+        run = _trained(out / "run", "denoiser", options(1) | small, again)
+        for what, path in draw_all(run, out, judge, seed).items():
+            print(f"{path}: {what}")
+        return
+    _trained(out / "clip", "clip", options(0.2), again)
+    run = _trained(out / "run", "text-to-image", options(0.8) | small | {"text": str(out / "clip")}, again)
+    asking = not prompts and sys.stdin.isatty()
+    chosen = list(prompts) or ["draw me a seven", "3, by hand", "it looks like an eight", "my child's first two"]
+    while chosen:
+        print(f"{draw_words(run, out, chosen, seed)}: a row each for {', '.join(map(repr, chosen))}", flush=True)
+        answer = click.prompt("draw what? (nothing: the end)", default="", show_default=False) if asking else ""
+        chosen = [answer] if answer else []
+
+
+def _trained(folder: Path, task: str, options: dict[str, Any], again: str) -> Run:
+    """The run in `folder`, made and trained as far as it isn't yet; `again` is the command that goes on after an interruption."""
+    from tinydiff.cli.train import train_with_progress
     from tinydiff.run import Run
     from tinydiff.tasks import configure
 
-    judge = Judge.load(classifier)
-    folder = out / "run"
     if (folder / "config.json").exists():
         run = Run.open(folder)
         print(f"tinydiff: going on with {folder}; remove it to start anew", file=sys.stderr)
     else:
-        out.mkdir(parents=True, exist_ok=True)
-        # Small batches: in so short a time, more steps show more than smoother ones.
-        options = {"seed": seed, "batch_size": 32, "showings": 2} | ({"minutes": minutes} if steps is None else {"steps": steps})
-        run = Run.create(folder, configure("denoiser", "small", options))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        run = Run.create(folder, configure(task, "small", options))
     found = run.load_state()
     if found is None or found[1]["step"] < found[1]["steps"]:
-        result = train_with_progress(run, f"tinydiff demo --out {out}")
-        print(f"trained {result['steps']} steps in {result['seconds']:.0f} s, loss {result['loss']:.4f}", flush=True)
-    for what, path in draw_all(run, out, judge, seed).items():
-        print(f"{path}: {what}")
+        result = train_with_progress(run, again)
+        print(f"trained {task}: {result['steps']} steps in {result['seconds']:.0f} s, loss {result['loss']:.4f}", flush=True)
+    return run
 
 
 @click.command()
