@@ -197,7 +197,7 @@ def test_what_a_strange_file_leads_to_is_one_line(
     def load(run: str, device: str) -> None:
         raise error
 
-    monkeypatch.setattr("tinydiff.pipeline.Pipeline.load", load)
+    monkeypatch.setattr("tinydiff.prompts.load_pipeline", load)
     assert str(error) in fails(capsys, 1, "sample", "strange")
 
 
