@@ -88,7 +88,9 @@ class Program:
     """The same launchers in a program of their own, which reads one call from a file, makes it and writes the arrays back."""
 
     def __init__(self, sources: Sequence[Path], header: Path, sanitizer: str) -> None:
-        self.declared = declarations(header)
+        text = "".join(source.read_text() for source in sources)
+        declared = declarations(header)
+        self.declared = {name: declared[name] for name in declared if re.search(rf"\b{name}\(", text)}  # what these define
         self.path = compiled(sources, sanitizer, _main(self.declared, header))
 
     def call(
