@@ -130,7 +130,7 @@ def test_a_command_line_that_makes_no_sense(
         (["sample", "no\nwhere", "--out", "a.png"], "no where: no such run folder"),
         (["sample", ".", "--out", "a.png"], "holds no model yet"),
         (["sample", "JUDGE", "--out", "a.png"], "holds a classifier, and a denoiser is needed"),
-        (["train", "denoiser", "--out", "new", "--data", "digitz"], "did you mean digits?"),
+        (["train", "denoiser", "--out", "new", "--data", "digitz"], "did you mean 'digits'?"),
         (["train", "denoiser", "--out", "new", "--predict", "nose"], "did you mean 'noise'?"),
         (["train", "denoiser", "--out", "new", "--set", "model.norm_num_groups=7"], "must divide"),
         (["train", "denoiser", "--out", "new", "--steps", "1", "--set", "ema=2"], "EMA decay must be in [0, 1), not 2"),

@@ -225,8 +225,8 @@ def test_idx_folders_that_do_not_fit_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "match"),
     [
-        ("digit", "unknown data 'digit'; did you mean digits"),
-        ("Minst:/x", "did you mean mnist"),
+        ("digit", "unknown data 'digit': did you mean 'digits'"),
+        ("Minst:/x", "did you mean 'mnist'"),
         ("cifar", "Known: digits, .*mnist:DIR, fashion:DIR or folder:DIR"),
         ("", "unknown data ''"),
         ("mnist", "write mnist:DIR"),

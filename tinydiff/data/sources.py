@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from tinydiff.data.dataset import Dataset
@@ -12,6 +11,7 @@ from tinydiff.data.folders import DIGITS, FASHION, load_folder, load_idx
 from tinydiff.data.pairs import load_pairs
 from tinydiff.data.pictures import load_pictures
 from tinydiff.data.shapes import load_shapes
+from tinydiff.names import suggestion
 
 SHIPPED = Path(__file__).parent / "shipped"
 MOST = 1_000_000
@@ -103,8 +103,7 @@ def load(spec: str, split: str = "train", size: int | None = None) -> Dataset:
     if source is None or (colon and source.form == kind):
         if Path(spec).is_dir():
             raise ValueError(f"unknown data {spec!r}; did you mean folder:{spec}? Known: {SPECS}")
-        near = get_close_matches(kind.lower(), SOURCES)
-        raise ValueError(f"unknown data {spec!r}; {f'did you mean {near[0]}? ' if near else ''}Known: {SPECS}")
+        raise ValueError(f"unknown data {spec!r}: {suggestion(kind.lower(), SOURCES)} (Known: {SPECS})")
     if size is not None and not source.size:
         sized = ", ".join(name for name, other in SOURCES.items() if other.size)
         raise ValueError(f"size={size} applies to {sized} only; {spec!r} has a size of its own")
