@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinydiff.kernels import conv, gemm
+from tinydiff.kernels import conv, gemm, memory
 
 FLOAT32 = np.finfo(np.float32).eps
 
@@ -162,6 +162,31 @@ def test_linear_and_batches_by_one_matrix(every_product, m, k, n, seed):
     expected = np.einsum("amk,kn->amn", x.astype(float), w.astype(float))
     close(gemm.matmul(x, w), expected, k)
     close(gemm.linear(x, w, bias), expected + bias, k)
+
+
+@pytest.mark.parametrize("rows, bias", [((7,), True), ((3, 5), False), ((400, 2), True)])  # the last is summed by our kernel
+def test_gradients_of_a_linear_layer(rows, bias):
+    rng = np.random.default_rng(0)
+    x, w, g, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((*rows, 30), (30, 50), (*rows, 50), 50))
+    b = b if bias else None
+    gx, gw, gb = gemm.linear_backward(g, x, w, b, [True, True, True])
+    flat_x, flat_g = x.reshape(-1, 30).astype(float), g.reshape(-1, 50).astype(float)
+    close(gx, np.einsum("...n,kn->...k", g.astype(float), w.astype(float)), 50)
+    close(gw, np.einsum("mk,mn->kn", flat_x, flat_g), len(flat_x))
+    if bias:
+        close(gb, np.einsum("mn->n", flat_g), len(flat_x))
+    else:
+        assert gb is None
+    assert gemm.linear_backward(g, x, w, b, [False, False, False]) == (None, None, None)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1023,), (1024,), (5, 7, 300), (2, 3, 0)])
+def test_large_results_begin_on_a_cache_line(shape):
+    arrays = [memory.empty(*shape) for _ in range(5)]
+    for array in arrays:
+        array[...] = 1.0
+        assert array.shape == shape and array.dtype == np.float32 and array.flags.c_contiguous and array.flags.writeable
+        assert array.size < 1024 or array.ctypes.data % 64 == 0
 
 
 def test_products_that_blas_does_better_are_left_to_it():
