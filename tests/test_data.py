@@ -239,6 +239,14 @@ def test_unknown_data_is_answered_with_what_is_known(spec: str, match: str) -> N
         data.load(spec)
 
 
+def test_digits_come_at_other_sizes() -> None:
+    plain, large = data.load("digits", "test"), data.load("digits", "test", 56)
+    assert large.images.shape == (len(plain), 56, 56, 1)
+    assert np.array_equal(large.labels, plain.labels)
+    averaged = large.images.reshape(len(plain), 28, 2, 28, 2, 1).mean((2, 4))
+    assert np.abs(averaged - plain.images).mean() < 4  # the same digits, in their places
+
+
 def test_other_arguments_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder"):
         data.load(f"folder:{tmp_path / 'none'}")
@@ -246,8 +254,8 @@ def test_other_arguments_that_are_refused(tmp_path: Path) -> None:
         data.load(str(tmp_path))
     with pytest.raises(ValueError, match='unknown split \'val\'; use "train" or "test"'):
         data.load("digits", "val")
-    with pytest.raises(ValueError, match=r"applies to .*folder only"):
-        data.load("digits", size=32)
+    with pytest.raises(ValueError, match="size=0: pictures are at least 1 pixel"):
+        data.load("digits", size=0)
     with pytest.raises(ValueError, match="no pictures in"):
         data.load(f"folder:{tmp_path}")
 

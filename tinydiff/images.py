@@ -46,6 +46,12 @@ def enlarge(image: np.ndarray, factor: int) -> np.ndarray:
     return image.repeat(factor, axis=height_axis).repeat(factor, axis=height_axis + 1)
 
 
+def scale(images: np.ndarray, size: int) -> np.ndarray:
+    """Pictures (N, H, W, C) uint8 to (N, size, size, C), larger or smaller (Lanczos); of oblong ones the middle is cut out."""
+    fitted = [ImageOps.fit(_to_pillow(image, 1), (size, size), Image.Resampling.LANCZOS) for image in images]
+    return np.stack([np.asarray(image).reshape(size, size, images.shape[3]) for image in fitted])
+
+
 def grid(images: np.ndarray, columns: int | None = None, gap: int = 1, enlarged: int = 1, background: int = 0) -> np.ndarray:
     """Lay pictures (N, H, W, C), uint8, out in rows: (rows · (H + gap) − gap, columns · (W + gap) − gap, C), times `enlarged`.
 

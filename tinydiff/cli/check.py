@@ -172,7 +172,7 @@ def fetch(name: str, folder: Path | None, base_url: str | None) -> None:
 
 @data.command()
 @click.argument("spec", default="digits")
-@click.option("--size", type=click.IntRange(min=1), help="Height and width of pictures that have no size of their own.")
+@click.option("--size", type=click.IntRange(min=1), help="Height and width to which pictures are scaled, or drawn.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="PNG to draw the first pictures to.")
 @click.option("--n", type=click.IntRange(1, 10_000), default=96, show_default=True, help="How many of them.")
 @as_json

@@ -11,14 +11,16 @@ import numpy as np
 from tinydiff.data.captions import digit_captions, name_captions
 from tinydiff.data.dataset import Dataset
 from tinydiff.data.idx import read_idx
-from tinydiff.images import read_image
+from tinydiff.images import read_image, scale
 
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
 
 
-def load_idx(name: str, folder: Path, split: str, class_names: tuple[str, ...], prefix: str = "") -> Dataset:
+def load_idx(
+    name: str, folder: Path, split: str, class_names: tuple[str, ...], size: int | None = None, prefix: str = ""
+) -> Dataset:
     stem = prefix + ("train" if split == "train" else "t10k")
     images_path = _find(folder, f"{stem}-images-idx3-ubyte")
     labels_path = _find(folder, f"{stem}-labels-idx1-ubyte")
@@ -27,7 +29,8 @@ def load_idx(name: str, folder: Path, split: str, class_names: tuple[str, ...], 
         raise ValueError(f"{images_path} holds {images.dtype} {images.shape}; pictures are uint8 (N, H, W)")
     if labels.dtype != np.uint8 or labels.shape != images.shape[:1]:
         raise ValueError(f"{labels_path} holds {labels.dtype} {labels.shape}; {images_path.name} needs uint8 {images.shape[:1]}")
-    return _captioned(Dataset(images[..., None], labels.astype(np.int64), name, class_names), split)
+    images = images[..., None] if size is None else scale(images[..., None], size)
+    return _captioned(Dataset(images, labels.astype(np.int64), name, class_names), split)
 
 
 def _captioned(data: Dataset, split: str) -> Dataset:

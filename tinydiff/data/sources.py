@@ -19,12 +19,13 @@ MOST = 1_000_000
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: `spec` is all of it, `argument` what stands after its colon, `size` the pictures' height and width."""
+    """What was asked for: `spec` is all of it, `argument` what stands after its colon, `size` the pictures' height and width (or
+    None: as they are)."""
 
     spec: str
     argument: str
     split: str
-    size: int
+    size: int | None
 
     @property
     def path(self) -> Path:
@@ -58,22 +59,22 @@ class Source:
     Attributes:
         load: gives the Dataset.
         form: how the spec is written, such as "mnist:DIR".
-        size: how high and wide pictures are made where no size is given; 0 if they have a size of their own.
+        size: how high and wide pictures are made where no size is given; None leaves them the size they have.
     """
 
     load: Callable[[Request], Dataset]
     form: str
-    size: int = 0
+    size: int | None = None
 
 
 SOURCES = {
-    "digits": Source(lambda asked: load_idx(asked.spec, SHIPPED, asked.split, DIGITS, prefix="digits-"), "digits"),
+    "digits": Source(lambda asked: load_idx(asked.spec, SHIPPED, asked.split, DIGITS, asked.size, "digits-"), "digits"),
     "shapes": Source(lambda asked: load_shapes(asked.spec, asked.split, asked.size, asked.count), "shapes[:N]", 32),
     "pictures": Source(lambda asked: load_pictures(asked.spec, asked.split, asked.size), "pictures", 64),
     "page": Source(lambda asked: load_pairs(asked.spec, SHIPPED / "page" / "index.html", asked.split, asked.size), "page", 64),
     "pairs": Source(lambda asked: load_pairs(asked.spec, asked.path, asked.split, asked.size), "pairs:PAGE.html", 64),
-    "mnist": Source(lambda asked: load_idx(asked.spec, asked.folder, asked.split, DIGITS), "mnist:DIR"),
-    "fashion": Source(lambda asked: load_idx(asked.spec, asked.folder, asked.split, FASHION), "fashion:DIR"),
+    "mnist": Source(lambda asked: load_idx(asked.spec, asked.folder, asked.split, DIGITS, asked.size), "mnist:DIR"),
+    "fashion": Source(lambda asked: load_idx(asked.spec, asked.folder, asked.split, FASHION, asked.size), "fashion:DIR"),
     "folder": Source(lambda asked: load_folder(asked.spec, asked.folder, asked.split, asked.size), "folder:DIR", 64),
 }
 _forms = [source.form for source in SOURCES.values()]
@@ -91,8 +92,7 @@ def load(spec: str, split: str = "train", size: int | None = None) -> Dataset:
             "pairs:PAGE.html" or "pairs:DIR" (what a saved web page, or a folder of them, shows with an alt text).
         split: "train" or "test". A folder of pictures holds back every tenth for the test, unless it has the subfolders train/
             and test/ itself.
-        size: those pictures that have no size of their own are scaled and cropped, or drawn, to size × size (by default 64;
-            shapes 32).
+        size: pictures are scaled and cropped, or drawn, to size × size (by default 64, shapes 32, and IDX files as they are).
 
     Raises ValueError or FileNotFoundError, or ImportError for an extra that is not installed, in one line.
     """
@@ -104,7 +104,6 @@ def load(spec: str, split: str = "train", size: int | None = None) -> Dataset:
         if Path(spec).is_dir():
             raise ValueError(f"unknown data {spec!r}; did you mean folder:{spec}? Known: {SPECS}")
         raise ValueError(f"unknown data {spec!r}: {suggestion(kind.lower(), SOURCES)} (Known: {SPECS})")
-    if size is not None and not source.size:
-        sized = ", ".join(name for name, other in SOURCES.items() if other.size)
-        raise ValueError(f"size={size} applies to {sized} only; {spec!r} has a size of its own")
+    if size is not None and size < 1:
+        raise ValueError(f"size={size}: pictures are at least 1 pixel high and wide")
     return source.load(Request(spec, argument, split, source.size if size is None else size))

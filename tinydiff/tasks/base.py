@@ -16,7 +16,7 @@ Config = dict[str, Any]
 
 COMMON: Config = {
     "data": "digits",  # what `tinydiff.data.load` takes
-    "size": None,  # of a folder's pictures
+    "size": None,  # height and width of the pictures, if other than the data has or suggests
     "seed": 0,
     "steps": None,  # how long to train; if None,
     "minutes": 10.0,  # as many as fit
