@@ -18,9 +18,7 @@ FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shi
 PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
 
 
-def load_idx(
-    name: str, folder: Path, split: str, class_names: tuple[str, ...], size: int | None = None, prefix: str = ""
-) -> Dataset:
+def load_idx(name: str, folder: Path, split: str, class_names: tuple[str, ...], size: int = 0, prefix: str = "") -> Dataset:
     stem = prefix + ("train" if split == "train" else "t10k")
     images_path = _find(folder, f"{stem}-images-idx3-ubyte")
     labels_path = _find(folder, f"{stem}-labels-idx1-ubyte")
@@ -29,7 +27,7 @@ def load_idx(
         raise ValueError(f"{images_path} holds {images.dtype} {images.shape}; pictures are uint8 (N, H, W)")
     if labels.dtype != np.uint8 or labels.shape != images.shape[:1]:
         raise ValueError(f"{labels_path} holds {labels.dtype} {labels.shape}; {images_path.name} needs uint8 {images.shape[:1]}")
-    images = images[..., None] if size is None else scale(images[..., None], size)
+    images = scale(images[..., None], size) if size else images[..., None]
     return _captioned(Dataset(images, labels.astype(np.int64), name, class_names), split)
 
 

@@ -19,13 +19,13 @@ MOST = 1_000_000
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: `spec` is all of it, `argument` what stands after its colon, `size` the pictures' height and width (or
-    None: as they are)."""
+    """What was asked for: `spec` is all of it, `argument` what stands after its colon, `size` the pictures' height and width
+    (0: as they are)."""
 
     spec: str
     argument: str
     split: str
-    size: int | None
+    size: int
 
     @property
     def path(self) -> Path:
@@ -59,12 +59,12 @@ class Source:
     Attributes:
         load: gives the Dataset.
         form: how the spec is written, such as "mnist:DIR".
-        size: how high and wide pictures are made where no size is given; None leaves them the size they have.
+        size: how high and wide pictures are made where no size is given; 0 leaves them the size they have.
     """
 
     load: Callable[[Request], Dataset]
     form: str
-    size: int | None = None
+    size: int = 0
 
 
 SOURCES = {
