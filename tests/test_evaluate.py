@@ -133,6 +133,15 @@ def test_too_many_real_pictures_are_refused() -> None:
 # Dreams.
 
 
+def test_large_digits_are_judged_as_small_ones() -> None:
+    judge, small, large = evaluate.Judge.load(), data.load("digits", "test"), data.load("digits", "test", 64)
+    assert judge.accuracy(large.images[:200], large.labels[:200]) > 0.97
+    assert evaluate.frechet_distance(judge.look(large.images[:200])[0], judge.look(small.images[:200])[0]) < 0.5
+    for refused in (small.images[:2, :, :24], np.repeat(large.images[:2], 3, 3)):
+        with pytest.raises(ValueError, match="the classifier knows pictures of"):
+            judge.look(refused)
+
+
 @pytest.fixture(scope="module")
 def judge() -> evaluate.Judge:
     return make_judge()

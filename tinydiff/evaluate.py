@@ -9,7 +9,7 @@ import numpy as np
 
 from tinydiff import data
 from tinydiff.autograd import no_grad
-from tinydiff.images import from_uint8
+from tinydiff.images import from_uint8, scale
 from tinydiff.pipeline import Pipeline, load_model, sample_labels, weights_hash
 from tinydiff.tensor import as_tensor
 
@@ -31,9 +31,15 @@ class Judge:
         return cls(*load_model(run, "classifier", device))
 
     def look(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Features (N, F) float64, and classes (N,) int64. Raises ValueError for pictures of another shape than it knows."""
-        if pictures.shape[1:] != tuple(self.card["shape"]):
-            raise ValueError(f"the classifier knows pictures of {tuple(self.card['shape'])}, not {pictures.shape[1:]}")
+        """Features (N, F) float64, and classes (N,) int64. Square pictures are scaled to the size it knows.
+
+        Raises ValueError for pictures with other channels or proportions.
+        """
+        known = tuple(self.card["shape"])
+        if pictures.shape[1] == pictures.shape[2] != known[0] == known[1]:
+            pictures = scale(pictures, known[0])
+        if pictures.shape[1:] != known:
+            raise ValueError(f"the classifier knows pictures of {known}, not {pictures.shape[1:]}")
         features, classes = [], []
         for start in range(0, len(pictures), BATCH):
             with no_grad():
