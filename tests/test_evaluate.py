@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -112,11 +113,6 @@ def test_accuracy_is_the_share_named_rightly_over_any_number_of_batches() -> Non
     assert judge.accuracy(pictures, labels) == 0.75
 
 
-def test_pictures_of_another_size_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(28, 28, 1\), not \(32, 32, 3\)"):
-        make_judge().look(np.zeros((2, 32, 32, 3), np.uint8))
-
-
 @pytest.mark.parametrize("n", [200, 2000])
 def test_real_pictures_to_compare_with_are_others(n: int) -> None:
     train, kept, others = evaluate.real_pictures("digits", None, n)
@@ -137,9 +133,9 @@ def test_large_digits_are_judged_as_small_ones() -> None:
     judge, small, large = evaluate.Judge.load(), data.load("digits", "test"), data.load("digits", "test", 64)
     assert judge.accuracy(large.images[:200], large.labels[:200]) > 0.97
     assert evaluate.frechet_distance(judge.look(large.images[:200])[0], judge.look(small.images[:200])[0]) < 0.5
-    for refused in (small.images[:2, :, :24], np.repeat(large.images[:2], 3, 3)):
-        with pytest.raises(ValueError, match="the classifier knows pictures of"):
-            judge.look(refused)
+    for shape in ((28, 24, 1), (64, 64, 3)):
+        with pytest.raises(ValueError, match=re.escape(f"(28, 28, 1), not {shape}")):
+            judge.look(np.zeros((2, *shape), np.uint8))
 
 
 @pytest.fixture(scope="module")

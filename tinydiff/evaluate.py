@@ -36,10 +36,11 @@ class Judge:
         Raises ValueError for pictures with other channels or proportions.
         """
         known = tuple(self.card["shape"])
-        if pictures.shape[1] == pictures.shape[2] != known[0] == known[1]:
-            pictures = scale(pictures, known[0])
-        if pictures.shape[1:] != known:
+        square = known[0] == known[1] and pictures.shape[1] == pictures.shape[2]
+        if pictures.shape[1:] != known and not (square and pictures.shape[3] == known[2]):
             raise ValueError(f"the classifier knows pictures of {known}, not {pictures.shape[1:]}")
+        if pictures.shape[1:] != known:
+            pictures = scale(pictures, known[0])
         features, classes = [], []
         for start in range(0, len(pictures), BATCH):
             with no_grad():
