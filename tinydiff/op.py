@@ -37,6 +37,7 @@ from numpy import ndarray
 from tinydiff import autograd
 from tinydiff.autograd import STATE, Node
 from tinydiff.backend import Array, array_module, device_of, kernels_for
+from tinydiff.kernels import record
 from tinydiff.tensor import Tensor, as_tensor, beside
 
 P = ParamSpec("P")
@@ -242,7 +243,7 @@ class Op(Generic[P]):
         observed = OBSERVERS and perf_counter()
         kernel = cache = None
         try:
-            if self.kernels and getattr(arrays[0], "size", -1) >= self.smallest:
+            if self.kernels and (getattr(arrays[0], "size", -1) >= self.smallest or record.current is not None):
                 out, cache, kernel = self._try_kernels(kernels_for(xp), arrays, params)
             if kernel is not None:
                 pass
@@ -281,7 +282,7 @@ class Op(Generic[P]):
 
     def _try_kernels(self, backend: str, arrays: Sequence[Any], params: dict[str, Any]) -> tuple[Any, Any, Kernel | None]:
         for kernel in self.kernels.get(backend, ()):
-            if arrays[0].size >= kernel.above:
+            if arrays[0].size >= kernel.above or record.current is not None:
                 out = kernel.forward(*arrays, **params)
                 if out is not NotImplemented:
                     return (*out, kernel) if kernel.caches else (out, None, kernel)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.kernels import mathfun
+from tinydiff.kernels import mathfun, record
 from tinydiff.kernels.arrays import Kernel, load, number, plain, share, store, threads_for
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import unpack
@@ -133,6 +133,16 @@ def _add(args, thread):  # type: ignore[no-untyped-def]
         store(out, i, load(x, i) + load(y, i))
 
 
+@Kernel
+def _add_row(args, thread):  # type: ignore[no-untyped-def]
+    """y (length) added to each row of x."""
+    x, y, out, length, rows, threads = unpack(args, 6)
+    start, stop = share(rows, thread, threads)
+    for row in range(start, stop):
+        for i in range(length):
+            store(out, row * length + i, load(x, row * length + i) + load(y, i))
+
+
 def _run(kernel: Kernel, inputs: tuple[np.ndarray, ...], *numbers: float) -> Any:
     """A new array like the first input, computed by a kernel of (*inputs, out, *numbers, size, threads)."""
     first = inputs[0]
@@ -224,5 +234,14 @@ def geglu_backward(g: np.ndarray, x: np.ndarray) -> Any:
 
 
 def add(x: np.ndarray, y: np.ndarray) -> Any:
-    """x + y for large arrays of one shape, on all threads."""
-    return _run(_add, (x, y)) if x.size >= LARGE else NotImplemented
+    """x + y for large arrays of one shape, on all threads; in a recording of any size, and y (C,) beside x (…, C)."""
+    if x.size < LARGE and record.current is None:
+        return NotImplemented
+    if x.shape == y.shape:
+        return _run(_add, (x, y))
+    if not plain(x, y) or y.shape != x.shape[-1:]:
+        return NotImplemented
+    out, rows = empty(*x.shape), x.size // y.size
+    threads = min(rows, threads_for(x.size))
+    _add_row(threads, x, y, out, y.size, rows, threads)
+    return out

@@ -20,6 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from tinydiff.kernels import record
 from tinydiff.kernels.arrays import Kernel, load, number, store
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import unpack
@@ -289,6 +290,7 @@ def _bias(mask: np.ndarray | None, shape: tuple[int, ...]) -> tuple[Any, tuple[i
     """A boolean mask as numbers to add to the scores (kept alive by the caller), its address and four strides."""
     if mask is None:
         return None, (0,) * 5
+    record.refuse("the mask of an attention is prepared by NumPy")
     bias = np.broadcast_to(np.where(mask, np.float32(0), np.float32(-np.inf)), shape)
     return bias, (address(bias), *(step // 4 for step in bias.strides))
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from tinydiff.kernels import direct, winograd
 from tinydiff.kernels.launch import launch
-from tinydiff.kernels.memory import address, empty, scratch
+from tinydiff.kernels.memory import address, contiguous, empty, scratch
 from tinydiff.kernels.microkernel import LANES, REST, ROWS, WIDTH
 
 Pair = tuple[int, int]
@@ -84,7 +84,7 @@ def float32(*arrays: np.ndarray | None) -> bool:
 
 
 def _contiguous(array: np.ndarray | None) -> np.ndarray | None:
-    return None if array is None else np.ascontiguousarray(array)
+    return None if array is None else contiguous(array)
 
 
 def _band(n: int, ho: int, row: int, work: int) -> int:
@@ -147,7 +147,7 @@ def _shift_add(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y: np.nda
     plane = (band + kh - 1) * width + 2 * direct.CHUNK
     buffer = _up((direct.CHUNK + plane) * _up(columns, LANES) + WIDTH + o * _up(wo, LANES), 16)
     _keep, (packed, buffers) = scratch(c * _up(columns, WIDTH), threads * buffer)
-    taps = np.ascontiguousarray(w.transpose(2, 0, 1, 3))
+    taps = contiguous(w.transpose(2, 0, 1, 3))
     launch(direct.pack, 1, address(taps), 0, 0, columns, 1, 1, 1, c, columns, packed, 1)
     launch(
         direct.shift_add, threads, address(x), address(bias), 0 if bias is None or bias.ndim == 1 else o, address(residual),
@@ -225,7 +225,7 @@ def conv2d(
     """x (N, H, W, C) with w (KH, KW, C, O), plus bias (O,) or (N, O) and residual (N, Ho, Wo, O): (N, Ho, Wo, O)."""
     if not float32(x, w, bias, residual):
         return NotImplemented
-    x, bias, residual = np.ascontiguousarray(x), _contiguous(bias), _contiguous(residual)
+    x, bias, residual = contiguous(x), _contiguous(bias), _contiguous(residual)
     (n, height, width, c), (kh, kw, _, o) = x.shape, w.shape
     (top, bottom), (left, right) = padding
     size = (height + top + bottom - kh) // stride[0] + 1, (width + left + right - kw) // stride[1] + 1
@@ -251,7 +251,7 @@ def conv2d_input_grad(
     """
     if not float32(g, w):
         return NotImplemented
-    g = np.ascontiguousarray(g)
+    g = contiguous(g)
     (n, _, _, o), (kh, kw, c, _), (height, width) = g.shape, w.shape, input_size
     (top, _), (left, _) = padding
     dx = empty(n, height, width, c)
@@ -286,7 +286,7 @@ def conv2d_weight_grad(
     """x (N, H, W, C) with g (N, Ho, Wo, O) give (*kernel_size, C, O). The same bits every time for a given number of threads."""
     if not float32(x, g):
         return NotImplemented
-    x, g = np.ascontiguousarray(x), np.ascontiguousarray(g)
+    x, g = contiguous(x), contiguous(g)
     first = padding[0][0], padding[1][0]
     dw = np.empty((*kernel_size, x.shape[3], g.shape[3]), np.float32)
     how = force or algorithm(kernel_size, stride, x.shape[3], g.shape[3], g.shape[:3])

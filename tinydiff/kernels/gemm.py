@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.kernels import record
 from tinydiff.kernels.conv import direct_forward, direct_weight_grad, float32
-from tinydiff.kernels.memory import empty
+from tinydiff.kernels.memory import contiguous, empty
 from tinydiff.kernels.reduce import BLOCK, sum_axes
 
 
@@ -41,12 +42,12 @@ def matmul(a: np.ndarray, b: np.ndarray) -> Any:
         if not pays(a.shape[0], a.shape[1], b.shape[1], summed=True):
             return NotImplemented
         product = np.empty((1, 1, a.shape[0], b.shape[1]), np.float32)
-        columns, rows = a.T[None, :, None], np.ascontiguousarray(b)[None, :, None]
+        columns, rows = a.T[None, :, None], contiguous(b)[None, :, None]
         direct_weight_grad(columns, rows, product, (1, 1), (0, 0))
         return product[0, 0]
     if not pays(a.size // a.shape[-1], b.shape[0], b.shape[1], summed=False):
         return NotImplemented
-    rows = np.ascontiguousarray(a).reshape(-1, a.shape[-1])
+    rows = contiguous(a).reshape(-1, a.shape[-1])
     return _rows(rows, b).reshape(*a.shape[:-1], b.shape[1])
 
 
@@ -57,12 +58,12 @@ def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def linear(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> Any:
-    """x (…, K) with w (K, N), plus bias (N,): (…, N), in one call and, for many rows, one pass."""
+    """x (…, K) with w (K, N), plus bias (N,): (…, N), in one call and, for many rows or when recorded, one pass."""
     if not float32(x, w, bias) or x.ndim < 2:
         return NotImplemented
-    rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
-    if pays(len(rows), *w.shape, summed=False):
-        y = _rows(rows, w, None if bias is None else np.ascontiguousarray(bias))
+    rows = contiguous(x).reshape(-1, x.shape[-1])
+    if pays(len(rows), *w.shape, summed=False) or record.current is not None:
+        y = _rows(rows, w, None if bias is None else contiguous(bias))
     else:
         y = rows @ w
         if bias is not None:
@@ -74,9 +75,9 @@ def linear_backward(g: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarra
     """The gradients of x, w and bias from g (…, N), each None where it isn't needed."""
     if not float32(g):
         return NotImplemented
-    g_rows = np.ascontiguousarray(g).reshape(-1, w.shape[1])
+    g_rows = contiguous(g).reshape(-1, w.shape[1])
     gx = _product(g_rows, w.T).reshape(x.shape) if needs[0] else None
-    gw = _product(np.ascontiguousarray(x).reshape(-1, w.shape[0]).T, g_rows) if needs[1] else None
+    gw = _product(contiguous(x).reshape(-1, w.shape[0]).T, g_rows) if needs[1] else None
     gb = None
     if bias is not None and needs[2]:
         gb = sum_axes(g_rows, (0,)) if g_rows.size >= BLOCK * BLOCK else NotImplemented

@@ -16,6 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from tinydiff.kernels import record
 from tinydiff.kernels.jit import FASTMATH, njit
 
 _I64 = ir.IntType(64)
@@ -60,10 +61,27 @@ def _run(function, args):  # type: ignore[no-untyped-def]
     _call(function, args, 0)
 
 
+@njit(["void(int64, int64)"])
+def _replay(launches, count):  # type: ignore[no-untyped-def]
+    for i in range(count):
+        function, args, threads = unpack(launches + 24 * i, 3)
+        if threads == 1:
+            _call(function, args, 0)
+        else:
+            _launch(function, args, threads)
+
+
+def replay(recording: record.Recording) -> None:
+    """Does all the launches of a recording again, in order."""
+    _replay(recording.launches.buffer_info()[0], len(recording.launches) // 3)
+
+
 def launch(compiled: Any, threads: int, *args: int) -> None:
     """Runs a body once for each thread number below `threads`, at the same time, and waits."""
     packed = array("q", args)
     where = packed.buffer_info()[0]
+    if record.current is not None and (recording := record.active()) is not None:
+        recording.note(compiled.address, packed, threads)
     if threads == 1:
         _run(compiled.address, where)
     else:

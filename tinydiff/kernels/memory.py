@@ -16,6 +16,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from tinydiff.kernels import record
+
 _I8, _I64, _F32 = ir.IntType(8), ir.IntType(64), ir.FloatType()
 _FLOAT = 4  # bytes
 _LINE = 16  # floats in a cache line
@@ -33,6 +35,8 @@ def address(array: np.ndarray | None) -> int:
     It is read where NumPy's C interface has it: `__array_interface__` builds a whole dict, and took a third of the time of a
     small call.
     """
+    if record.current is not None and array is not None and (recording := record.active()) is not None:
+        recording.keep(array)
     return 0 if array is None else ctypes.c_ssize_t.from_address(id(array) + _HEAD).value
 
 
@@ -88,6 +92,19 @@ def write(typingctx, base, offset, value):  # type: ignore[no-untyped-def]
     return types.void(types.int64, types.int64, types.float32), codegen
 
 
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """The array itself if it is C-contiguous, else a copy; which a recording can't have, but of a constant."""
+    made = np.ascontiguousarray(array)
+    if made is not array and record.current is not None and not record.is_constant(array):
+        record.refuse("an array had to be copied to be contiguous")
+    return made
+
+
+def _floats(count: int) -> np.ndarray:
+    recording = record.active() if record.current is not None else None
+    return np.empty(count, np.float32) if recording is None else recording.lend(count)
+
+
 def empty(*shape: int) -> np.ndarray:
     """An array of float32, C-contiguous, that begins on a cache line if it is larger than one page.
 
@@ -96,7 +113,7 @@ def empty(*shape: int) -> np.ndarray:
     count = math.prod(shape)
     if count < _PAGE:
         return np.empty(shape, np.float32)
-    memory = np.empty(count + _LINE, np.float32)
+    memory = _floats(count + _LINE)
     first = -address(memory) // _FLOAT % _LINE
     return memory[first : first + count].reshape(shape)
 
@@ -111,7 +128,7 @@ def scratch(*counts: int) -> tuple[np.ndarray, list[int]]:
         starts.append(total)
         total += -(-count // _LINE) * _LINE
     if total > _ARENA:
-        memory = np.empty(total + _LINE, np.float32)
+        memory = _floats(total + _LINE)
         first = address(memory)
     else:
         try:
@@ -119,5 +136,7 @@ def scratch(*counts: int) -> tuple[np.ndarray, list[int]]:
         except AttributeError:
             memory = np.empty(_ARENA + _LINE, np.float32)
             memory, first = _thread.arena = memory, address(memory)
+        if record.current is not None and (recording := record.active()) is not None:
+            recording.keep(memory)
     first = -(-first // (_LINE * _FLOAT)) * _LINE * _FLOAT
     return memory, [first + start * _FLOAT for start in starts]

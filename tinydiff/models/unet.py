@@ -19,6 +19,7 @@ from tinydiff.models.blocks import (
 )
 from tinydiff.models.model import Model, supported
 from tinydiff.nn import Conv2d, Embedding, GroupNorm, Module, ModuleList
+from tinydiff.replay import Replay
 from tinydiff.tensor import Tensor
 
 
@@ -56,6 +57,7 @@ class UNet(Model):
         first, last = widths[0], len(widths) - 1
         self.flip_sin_to_cos, self.freq_shift, self.first = flip_sin_to_cos, freq_shift, first
         self.gradient_checkpointing = False
+        self.replay = Replay()
 
         def resnet(in_size: int, out_size: int) -> ResnetBlock2D:
             return ResnetBlock2D(in_size, out_size, groups, eps, time_size)
@@ -117,11 +119,14 @@ class UNet(Model):
             told = "needs class_labels (N,)" if class_labels is None else "has no class_embedding, so class_labels can't be used"
             raise ValueError(f"{type(self).__name__} {told}")
         times = np.broadcast_to(np.asarray(t, np.float64), (x.shape[0],))
-        waves = timestep_embedding(times, self.first, self.flip_sin_to_cos, self.freq_shift)
-        embedded = self.time_embedding(waves.to(x.device))
-        if self.class_embedding is not None:
-            embedded = embedded + self.class_embedding(class_labels)
-        time = ops.silu(embedded)  # every resnet starts with this
+        waves = timestep_embedding(times, self.first, self.flip_sin_to_cos, self.freq_shift).to(x.device)
+        kind = self.class_embedding(class_labels) if self.class_embedding is not None else None
+        return self.replay(self._predict, self, x, waves, kind, *context)
+
+    def _predict(self, x: Tensor, waves: Tensor, kind: Tensor | None, *context: Tensor) -> Tensor:
+        """The rest, given the time as sines and cosines (N, first) and the class as its row of the table (N, time_size)."""
+        embedded = self.time_embedding(waves)
+        time = ops.silu(embedded if kind is None else embedded + kind)  # every resnet starts with this
 
         x = self.conv_in(x)
         skips = [x]

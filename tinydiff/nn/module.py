@@ -32,6 +32,11 @@ class Module:
     """A tree of parameters and sub-modules, found among the attributes, and `forward`, run by calling the module."""
 
     training = True
+    changes = 0  # how many attributes of modules were ever set
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        Module.changes += 1
+        super().__setattr__(name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes."""
