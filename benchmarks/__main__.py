@@ -15,7 +15,7 @@ from rich.console import Console
 from benchmarks import harness
 from tinydiff.cli.options import Setting
 
-SUITES = ("conv", "ops", "train", "sample", "autoencoder", "clip", "overhead", "scaling")
+SUITES = ("conv", "ops", "train", "sample", "autoencoder", "clip", "words", "overhead", "scaling")
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,7 +17,9 @@ from tinydiff import io
 from tinydiff.models.autoencoder import EPS, AutoencoderKL
 from tinydiff.models.classifier import Classifier
 from tinydiff.models.model import Model
+from tinydiff.models.transformer import EPS as TRANSFORMER_EPS
 from tinydiff.models.unet import UNet2DModel
+from tinydiff.models.unet_condition import UNet2DConditionModel
 
 
 def channels_first(x: np.ndarray) -> torch.Tensor:
@@ -73,6 +75,77 @@ class TwinAttention(nn.Module):
         return x + self.to_out(attended).transpose(1, 2).reshape(x.shape)
 
 
+class TwinHeads(nn.Module):
+    """`tinydiff.nn.Attention` without biases but the last."""
+
+    def __init__(self, width: int, heads: int, context_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k, self.to_v = (nn.Linear(context_dim, width, bias=False) for _ in range(2))
+        self.to_out = nn.Sequential(nn.Linear(width, width))
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """x (N, L, width) and context (N, S, context_dim) to (N, L, width)."""
+        projected = (self.to_q(x), self.to_k(context), self.to_v(context))
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in projected)
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class TwinGEGLU(nn.Module):
+    """`tinydiff.models.transformer.GEGLU`."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(in_features, 2 * out_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, in) to (…, out)."""
+        value, gate = self.proj(x).chunk(2, -1)
+        return value * F.gelu(gate)
+
+
+class TwinTransformerBlock(nn.Module):
+    """`tinydiff.models.transformer.BasicTransformerBlock`."""
+
+    def __init__(self, width: int, heads: int, context_dim: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.attn1, self.attn2 = TwinHeads(width, heads, width), TwinHeads(width, heads, context_dim)
+        self.ff: Any = nn.Module()
+        self.ff.net = nn.ModuleList([TwinGEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """x (N, L, width) and context (N, S, context_dim) to (N, L, width)."""
+        y = self.norm1(x)
+        x = x + self.attn1(y, y)
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff.net[2](self.ff.net[0](self.norm3(x)))
+
+
+class TwinTransformer(nn.Module):
+    """`tinydiff.models.transformer.Transformer2DModel`."""
+
+    def __init__(self, width: int, heads: int, depth: int, context_dim: int, groups: int, linear: bool) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, width, TRANSFORMER_EPS)
+        self.proj_in: Any = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
+        self.transformer_blocks = nn.ModuleList(TwinTransformerBlock(width, heads, context_dim) for _ in range(depth))
+        self.proj_out: Any = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
+        self.linear = linear
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """x (N, C, H, W) and context (N, S, context_dim) to (N, C, H, W)."""
+        height, width = x.shape[2:]
+        y = self.norm(x)
+        y = self.proj_in(y.flatten(2).transpose(1, 2)) if self.linear else self.proj_in(y).flatten(2).transpose(1, 2)
+        for block in self.transformer_blocks:
+            y = block(y, context)
+        if self.linear:
+            return x + self.proj_out(y).transpose(1, 2).unflatten(2, (height, width))
+        return x + self.proj_out(y.transpose(1, 2).unflatten(2, (height, width)))
+
+
 class TwinResample(nn.Module):
     """`tinydiff.models.blocks.Downsample2D` and `Upsample2D`: a convolution, with stride 2 or after doubling the pixels."""
 
@@ -96,33 +169,35 @@ class TwinBlock(nn.Module):
     downsamplers: Any
     upsamplers: Any
 
-    def __init__(self, resnets: list[TwinResnet], attentions: list[TwinAttention]) -> None:
+    def __init__(self, resnets: list[TwinResnet], attentions: list[nn.Module]) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         if attentions:
             self.attentions = nn.ModuleList(attentions)
 
-    def layer(self, i: int, x: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:
-        """The i-th resnet and its attention."""
+    def layer(self, i: int, x: torch.Tensor, time: torch.Tensor | None = None, *context: torch.Tensor) -> torch.Tensor:
+        """The i-th resnet and its attention, which is shown the context if there is one."""
         x = self.resnets[i](x, time)
-        return self.attentions[i](x) if hasattr(self, "attentions") and i < len(self.attentions) else x
+        return self.attentions[i](x, *context) if hasattr(self, "attentions") and i < len(self.attentions) else x
 
 
 class TwinUNet(nn.Module):
     """`tinydiff.models.UNet2DModel`, built from its config."""
 
+    with_attention = "Attn"
+
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         widths, depth = list(config["block_out_channels"]), config["layers_per_block"]
-        groups, eps, head = config["norm_num_groups"], config["norm_eps"], config["attention_head_dim"]
+        groups, eps, last = config["norm_num_groups"], config["norm_eps"], len(widths) - 1
         first, time_size = widths[0], config["time_embedding_dim"] or 4 * widths[0]
         self.config = config
 
         def resnet(a: int, b: int) -> TwinResnet:
             return TwinResnet(a, b, groups, eps, time_size)
 
-        def attentions(count: int, channels: int) -> list[TwinAttention]:
-            return [TwinAttention(channels, channels // (head or channels), groups, eps) for _ in range(count)]
+        def attentions(count: int, level: int) -> list[nn.Module]:
+            return [self.attention(level) for _ in range(count)]
 
         self.conv_in = nn.Conv2d(config["in_channels"], first, 3, padding=1)
         self.time_embedding: Any = nn.Module()
@@ -137,28 +212,34 @@ class TwinUNet(nn.Module):
         for i, (width, kind) in enumerate(zip(widths, config["down_block_types"])):
             block = TwinBlock(
                 [resnet(channels if j == 0 else width, width) for j in range(depth)],
-                attentions(depth * kind.startswith("Attn"), width),
+                attentions(depth * kind.startswith(self.with_attention), i),
             )
             skips += [width] * depth
-            if i < len(widths) - 1:
+            if i < last:
                 block.downsamplers = nn.ModuleList([TwinResample(width, 2, config["downsample_padding"])])
                 skips.append(width)
             self.down_blocks.append(block)
             channels = width
         self.mid_block = TwinBlock(
-            [resnet(channels, channels), resnet(channels, channels)], attentions(int(config["add_attention"]), channels)
+            [resnet(channels, channels), resnet(channels, channels)], attentions(int(config.get("add_attention", True)), last)
         )
         for i, (width, kind) in enumerate(zip(reversed(widths), config["up_block_types"])):
             resnets = []
             for _ in range(depth + 1):
                 resnets.append(resnet(channels + skips.pop(), width))
                 channels = width
-            block = TwinBlock(resnets, attentions((depth + 1) * kind.startswith("Attn"), width))
-            if i < len(widths) - 1:
+            block = TwinBlock(resnets, attentions((depth + 1) * kind.startswith(self.with_attention), last - i))
+            if i < last:
                 block.upsamplers = nn.ModuleList([TwinResample(width, 1, 1)])
             self.up_blocks.append(block)
         self.conv_norm_out = nn.GroupNorm(groups, first, eps)
         self.conv_out = nn.Conv2d(first, config["out_channels"], 3, padding=1)
+
+    def attention(self, level: int) -> nn.Module:
+        """What follows a resnet at a resolution."""
+        config, width = self.config, self.config["block_out_channels"][level]
+        heads = width // (config["attention_head_dim"] or width)
+        return TwinAttention(width, heads, config["norm_num_groups"], config["norm_eps"])
 
     def embed(self, t: torch.Tensor) -> torch.Tensor:
         """Sines and cosines of t (N,): (N, first width)."""
@@ -168,8 +249,10 @@ class TwinUNet(nn.Module):
         parts = [angles.cos(), angles.sin()]
         return torch.cat(parts if self.config["flip_sin_to_cos"] else parts[::-1], 1)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
-        """x (N, C, H, W), t (N,), class_labels (N,) to (N, out_channels, H, W)."""
+    def forward(
+        self, x: torch.Tensor, t: torch.Tensor, class_labels: torch.Tensor | None = None, *context: torch.Tensor
+    ) -> torch.Tensor:
+        """x (N, C, H, W), t (N,), class_labels (N,) to (N, out_channels, H, W); every attention is shown the context."""
         embedded = self.embed(t).float().to(x.dtype)  # rounded to float32 as in the published models, whatever x is
         embedded = self.time_embedding.linear_2(F.silu(self.time_embedding.linear_1(embedded)))
         if self.class_embedding is not None:
@@ -180,18 +263,40 @@ class TwinUNet(nn.Module):
         skips = [x]
         for block in self.down_blocks:
             for i in range(len(block.resnets)):
-                x = block.layer(i, x, time)
+                x = block.layer(i, x, time, *context)
                 skips.append(x)
             if hasattr(block, "downsamplers"):
                 x = block.downsamplers[0](x)
                 skips.append(x)
-        x = self.mid_block.layer(1, self.mid_block.layer(0, x, time), time)
+        x = self.mid_block.layer(1, self.mid_block.layer(0, x, time, *context), time)
         for block in self.up_blocks:
             for i in range(len(block.resnets)):
-                x = block.layer(i, torch.cat([x, skips.pop()], 1), time)
+                x = block.layer(i, torch.cat([x, skips.pop()], 1), time, *context)
             if hasattr(block, "upsamplers"):
                 x = block.upsamplers[0](x, skips[-1].shape[2:])
         return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class TwinConditionUNet(TwinUNet):
+    """`tinydiff.models.UNet2DConditionModel`, built from its config."""
+
+    with_attention = "CrossAttn"
+
+    def attention(self, level: int) -> nn.Module:
+        """See `TwinUNet`."""
+        config = self.config
+        width, heads, depth = (
+            value if isinstance(value, int) else value[level]
+            for value in (config[name] for name in ("block_out_channels", "attention_head_dim", "transformer_layers_per_block"))
+        )
+        linear = config["use_linear_projection"]
+        return TwinTransformer(width, heads, depth, config["cross_attention_dim"], config["norm_num_groups"], linear)
+
+    def forward(  # type: ignore[override]
+        self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor, class_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x (N, C, H, W), t (N,), context (N, S, cross_attention_dim) to (N, out_channels, H, W)."""
+        return super().forward(x, t, class_labels, context)
 
 
 class TwinHalf(nn.Module):
@@ -288,7 +393,12 @@ class TwinClassifier(nn.Module):
 
 def twin(model: Model) -> Any:
     """The twin of one of our models, with the same weights. Raises TypeError for a model that has none."""
-    twins: dict[type, Any] = {UNet2DModel: TwinUNet, AutoencoderKL: TwinAutoencoder, Classifier: TwinClassifier}
+    twins: dict[type, Any] = {
+        UNet2DModel: TwinUNet,
+        UNet2DConditionModel: TwinConditionUNet,
+        AutoencoderKL: TwinAutoencoder,
+        Classifier: TwinClassifier,
+    }
     if type(model) not in twins:
         raise TypeError(f"{type(model).__name__} has no twin; there are {', '.join(cls.__name__ for cls in twins)}")
     made = twins[type(model)](model.config)

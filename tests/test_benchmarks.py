@@ -334,6 +334,16 @@ def test_contrastive_encoders_agree(against: Bench, kind: str) -> None:
     assert against.check(unequal) is not None
 
 
+def test_unets_that_are_told_words_agree(against: Bench) -> None:
+    from benchmarks import words
+
+    config = words.preset("small", (8, 8, 3), True, block_out_channels=[16, 16])
+    assert against.check(words.step_case(against, "tiny", 3, (8, 8), config)) is None
+    unequal = words.step_case(against, "tiny", 3, (8, 8), config)
+    unequal.ours = words.step_case(against, "tiny", 3, (8, 8), config | {"layers_per_block": 2}).ours
+    assert against.check(unequal) is not None
+
+
 def test_optimisers_agree(against: Bench) -> None:
     from benchmarks import ops
 

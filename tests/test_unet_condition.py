@@ -105,6 +105,36 @@ def test_published_model(name: str, dtype: str, tolerance: float) -> None:
     np.testing.assert_allclose(answer, np.reshape(stored["output"], answer.shape), atol=tolerance)
 
 
+@pytest.mark.parametrize("name", cases.CONFIGS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-9)])
+def test_twin(name: str, dtype: str, tolerance: float) -> None:
+    """Outputs and all gradients of the PyTorch twin that benchmarks compare with, from equal weights."""
+    torch = pytest.importorskip("torch")
+    from benchmarks import twin
+
+    config = cases.CONFIGS[name]
+    ours = build(config, dtype)
+    theirs = twin.twin(ours)
+    x, t, context, labels = cases.inputs(config)
+    x, context = x.astype(dtype), context.astype(dtype)
+    g = np.random.default_rng(1).standard_normal((*x.shape[:3], ours.config["out_channels"])).astype(dtype)
+    leaf, said = td.tensor(x, requires_grad=True), td.tensor(context, requires_grad=True)
+    answer = ours(leaf, t, said, labels)
+    answer.backward(g)
+    x2, said2 = twin.channels_first(x).requires_grad_(), torch.from_numpy(context).requires_grad_()
+    times = torch.from_numpy(np.broadcast_to(np.asarray(t, np.float64), len(x)).copy())
+    expected = theirs(x2, times, said2, None if labels is None else torch.from_numpy(labels))
+    expected.backward(twin.channels_first(g))
+    np.testing.assert_allclose(answer.numpy(), twin.channels_last(expected), atol=tolerance)
+    np.testing.assert_allclose(leaf.grad.numpy(), twin.channels_last(x2.grad), atol=tolerance)
+    np.testing.assert_allclose(said.grad.numpy(), said2.grad.numpy(), atol=tolerance)
+    found = twin.gradients(ours)
+    for key, parameter in theirs.named_parameters():
+        scale = max(1.0, float(parameter.grad.abs().max()))
+        np.testing.assert_allclose(found.pop(key) / scale, parameter.grad.numpy() / scale, atol=tolerance, err_msg=key)
+    assert not found
+
+
 def test_published_model_live() -> None:
     """The same where diffusers is installed, at sizes and with weights of their own, gradients included."""
     diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")

@@ -131,10 +131,15 @@ def zero_shot(matcher: Matcher, pictures: np.ndarray, labels: np.ndarray, phrasi
     return {"accuracy": together, "accuracy_one_phrasing": float(np.mean(each)), "accuracy_worst_phrasing": min(each)}
 
 
+def ranks(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """From scores (N, M), pictures by captions: the place (N,), 1 being the best, of caption own[i] at picture i."""
+    return (scores >= scores[np.arange(len(own)), own][:, None]).sum(1)  # an equal score of another counts against it
+
+
 def recalls(scores: np.ndarray) -> dict[str, float]:
     """From scores (N, N), pictures by captions: the share of pictures whose own caption is among the best 1, 5 and 10."""
-    better = (scores >= scores.diagonal()[:, None]).sum(1)  # an equal score of another counts against it
-    return {f"recall_{rank}": float(np.mean(better <= rank)) for rank in RANKS}
+    places = ranks(scores, np.arange(len(scores)))
+    return {f"recall_{rank}": float(np.mean(places <= rank)) for rank in RANKS}
 
 
 def retrieval_of_shapes(matcher: Matcher, test: data.Dataset, n: int, among: int = 100) -> float:
@@ -150,14 +155,18 @@ def retrieval_of_shapes(matcher: Matcher, test: data.Dataset, n: int, among: int
     return right / count
 
 
+def one_each(found: data.Dataset, n: int, seed: int = 0) -> tuple[np.ndarray, list[str]]:
+    """Pictures, uint8, that mean different things, at most n of them, and a caption of each."""
+    assert found.captions is not None
+    first = np.unique(found.captions.meaning, return_index=True)[1]
+    index = np.sort(np.random.default_rng(seed).permutation(first)[:n])
+    return found.images[index], found.captions.draw(index, seed, 0)
+
+
 def retrieval(matcher: Matcher, found: data.Dataset, n: int, seed: int = 0) -> dict[str, float]:
     """`recalls` of n pictures that mean different things, each with one of its captions."""
-    assert found.captions is not None
-    meaning = found.captions.meaning
-    one_each = np.unique(meaning, return_index=True)[1]
-    index = np.sort(np.random.default_rng(seed).permutation(one_each)[:n])
-    captions = found.captions.draw(index, seed, 0)
-    return {"among": len(index)} | recalls(matcher.scores(found.images[index], captions))
+    pictures, captions = one_each(found, n, seed)
+    return {"among": len(captions)} | recalls(matcher.scores(pictures, captions))
 
 
 def measure(matcher: Matcher, spec: str, size: int | None, n: int) -> dict[str, Any]:

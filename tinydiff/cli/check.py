@@ -21,6 +21,9 @@ TOLERANCE = 1e-4  # of derivatives against central differences in float64, relat
 )
 @click.option("--data", "spec", help="Real pictures to compare with.  [default: what it was trained on]")
 @click.option("--classifier", default="classifier", show_default=True, help="The judge: a run folder, or the shipped one.")
+@click.option(
+    "--judge", metavar="CLIP_RUN", help="Of text-to-image: encoders, not the run's own, that find the caption of each picture."
+)
 @click.option("--sampler", type=click.Choice(list(SAMPLERS)), default="ddim", show_default=True)
 @click.option("--steps", type=click.IntRange(1, 1000), default=50, show_default=True)
 @click.option("--cfg", type=float, help="Guidance; 1 is none.  [default: 2; of text-to-image 5]")
@@ -32,6 +35,7 @@ def evaluate(
     n: int,
     spec: str | None,
     classifier: str,
+    judge: str | None,
     sampler: str,
     steps: int,
     cfg: float | None,
@@ -41,7 +45,8 @@ def evaluate(
 ) -> None:
     """FID and accuracy of RUN's pictures, beside the floor (real against real).
 
-    Of text-to-image, how many pictures show what their prompts, which training never saw, ask for.
+    Of text-to-image, how many pictures show what their prompts, which training never saw, ask for; of named pictures, which need
+    --judge, how often the caption is among the best 1, 5 and 10 of 200.
 
     Of a classifier, its test accuracy; of an autoencoder, PSNR, SSIM and MSE beside PCA's with as many numbers a picture.
     Of contrastive encoders, how often a picture finds its class or caption.
@@ -54,6 +59,8 @@ def evaluate(
 
     check_device(device)
     task = load_model(run)[1]["task"]
+    if judge is not None and task != "text-to-image":
+        raise click.UsageError(f"--judge goes with a run of text-to-image, and {run} is one of {task}; leave it out")
     if task == "classifier":
         result: dict[str, Any] = evaluation.evaluate_classifier(run, n, spec, device)
     elif task == "autoencoder":
@@ -74,10 +81,10 @@ def evaluate(
             guidance = cfg if cfg is not None else GUIDANCE if task == "text-to-image" else 2.0
             settings = {"sampler": sampler, "steps": steps, "guidance": guidance, "batch_size": batch_size}
             if task == "text-to-image":
-                result = evaluate_text_to_image(run, n, classifier, spec, device, **settings, callback=count)
+                result = evaluate_text_to_image(run, n, classifier, spec, judge, device, **settings, callback=count)
             else:
-                judge = evaluation.Judge.load(classifier, device)
-                result = evaluation.evaluate_denoiser(run, n, judge, spec, **settings, callback=count)
+                eye = evaluation.Judge.load(classifier, device)
+                result = evaluation.evaluate_denoiser(run, n, eye, spec, **settings, callback=count)
             result |= settings
     if as_json:
         print(json.dumps({"run": run} | result))

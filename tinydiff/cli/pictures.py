@@ -22,7 +22,7 @@ Folder = click.Path(file_okay=False, path_type=Path)
 @click.option("--steps", type=click.IntRange(min=1), help="Train that many steps instead.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--classifier", default="classifier", show_default=True, help="Run folder, or the shipped one.")
-@click.option("--words", is_flag=True, help="Train a text encoder too, and draw what is typed.")
+@click.option("--words", is_flag=True, help="Train an autoencoder and a text encoder too, and draw what is typed.")
 @click.option("--prompt", "prompts", multiple=True, help="With --words: draw this; otherwise it asks.")
 def demo(
     out: Path | None,
@@ -35,8 +35,8 @@ def demo(
 ) -> None:
     """Train on digits for about three minutes, then draw digits out of noise.
 
-    With --words, for fifteen: first two encoders on pictures and captions, then a denoiser that listens to the one for text;
-    then it draws what you type.
+    With --words, for fifteen: first an autoencoder, then two encoders on pictures and captions, then a denoiser of the
+    autoencoder's latents that listens to the encoder for text; then it draws what you type.
 
     Interrupted, the same command goes on; run again afterwards, it draws again.
     """
@@ -60,8 +60,10 @@ def demo(
         for what, path in draw_all(run, out, judge, seed).items():
             print(f"{path}: {what}")
         return
+    _trained(out / "autoencoder", "autoencoder", options(0.2), again)
     _trained(out / "clip", "clip", options(0.2), again)
-    run = _trained(out / "run", "text-to-image", options(0.8) | small | {"text": str(out / "clip")}, again)
+    parts = {"latents": str(out / "autoencoder"), "text": str(out / "clip")}
+    run = _trained(out / "run", "text-to-image", options(0.6) | small | parts, again)
     asking = not prompts and sys.stdin.isatty()
     chosen = list(prompts) or ["draw me a seven", "3, by hand", "it looks like an eight", "my child's first two"]
     while chosen:
