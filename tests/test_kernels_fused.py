@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import tinydiff as td
 from tinydiff.kernels import activation, arrays, attention, norm, optim, resample, softmax
 
 few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -413,6 +414,25 @@ def test_adamw(threads: int, eager: None, sizes: list[int], step: int, averages:
         for found, wanted in zip(change, exact):
             if found is not None:
                 np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=1e-6)
+
+
+def test_adamw_with_a_table_takes_the_same_steps() -> None:
+    """Whether the table is of these parameters, of ones since replaced, or a gradient once has no place in it."""
+    rng = np.random.default_rng(0)
+    rest = (1e-2, 0.9, 0.99, 1e-6, 0.1)
+    ours, theirs = ([td.nn.Parameter(np.full(700, i + 1, np.float32)) for i in range(3)] for _ in range(2))
+    optimizer = td.optim.AdamW(ours, 1e-2, (0.9, 0.99), 1e-6, 0.1)
+    states = [[np.zeros(700, np.float32) for _ in range(2)] for _ in theirs]
+    for step in range(1, 6):
+        gradients = [normal(rng, 700) for _ in ours]
+        for p, g in zip(ours, gradients):
+            p.grad = td.Tensor(np.repeat(g, 2)[::2] if step == 2 else g)
+        if step == 4:
+            ours[1].data = ours[1].data.copy()
+        optimizer.step()
+        optim.adamw([(p.data, g, *state, None) for p, g, state in zip(theirs, gradients, states)], *rest, step)
+        for p, q in zip(ours, theirs):
+            np.testing.assert_allclose(p.data, q.data, rtol=1e-5, atol=1e-6)
 
 
 def test_adamw_returns_what_it_cannot_change() -> None:

@@ -240,7 +240,7 @@ class Op(Generic[P]):
         self, xp: Any, inputs: Sequence[Any], arrays: Sequence[Any], params: dict[str, Any], edges: Sequence[Any], bits: int
     ) -> Tensor:
         """Compute, by a kernel or the definition, and record. `bits` says which inputs require gradients."""
-        observed = OBSERVERS and perf_counter()
+        observed = perf_counter() if OBSERVERS else 0.0
         kernel = cache = None
         try:
             if self.kernels and (getattr(arrays[0], "size", -1) >= self.smallest or record.current is not None):
@@ -402,10 +402,11 @@ class Op(Generic[P]):
 
     def _kernel_backward(self, node: Node, g: Tensor, edges: Sequence[Any]) -> list[Tensor | None] | None:
         """By the first kernel that takes it, or None."""
-        for kernel in self.kernels.get(kernels_for(array_module(g.data)), ()):
+        backend = "numpy" if type(g.data) is ndarray else kernels_for(array_module(g.data))
+        for kernel in self.kernels.get(backend, ()):
             if kernel.backward is None or g.data.size < kernel.above or (kernel.caches and node.cache is None):
                 continue
-            observed = OBSERVERS and perf_counter()
+            observed = perf_counter() if OBSERVERS else 0.0
             arrays = [x.data if isinstance(x, Tensor) else x for x in node.inputs]
             values = kernel.backward.call(g.data, node.output, arrays, node, edges)
             if values is NotImplemented:

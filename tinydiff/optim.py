@@ -120,13 +120,16 @@ class AdamW(Optimizer):
         if not all(0 <= b < 1 for b in betas):
             raise ValueError(f"betas must be in [0, 1), not {betas}")
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self._table: Any = None  # the kernel's
 
     def update(self, changes: Sequence[Any], lr: float, decay: float) -> None:
         """One step of these parameters."""
         beta1, beta2 = self.betas
         if sum(change[0].size for change in changes) >= 1024:
             arguments = (lr, beta1, beta2, self.eps, self.weight_decay, self.steps, decay)
-            changes = kernels.optim.adamw(changes, *arguments)
+            if self._table is None or not self._table.lists(changes):
+                self._table = kernels.optim.Table(changes)
+            changes = kernels.optim.adamw(changes, *arguments, self._table)
         for p, g, m, v, average in changes:
             m += (1 - beta1) * (g - m)
             v += (1 - beta2) * (g * g - v)

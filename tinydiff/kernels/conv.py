@@ -58,6 +58,11 @@ def algorithm(kernel: Pair, stride: Pair, channels: int, filters: int, pixels: t
     Fitted to measurements on AVX-512, one thread: mostly within a quarter from 8 to 256 channels, not fitted above. For
     Winograd it is 1.8 times too high on a single 8×8 map of 64 channels, where direct was the fastest all the same.
     """
+    return _cheapest(kernel, stride, channels, filters, pixels, precise)
+
+
+@lru_cache(maxsize=1024)
+def _cheapest(kernel: Pair, stride: Pair, channels: int, filters: int, pixels: tuple[int, int, int], precise: bool) -> str:
     n, ho, wo = pixels
     if filters <= 4 and channels >= 16 and stride == (1, 1) and kernel != (1, 1):
         return "shift_add"
@@ -78,9 +83,15 @@ def threads_for(items: int, work: int) -> int:
     return 1 if work < SMALL else max(1, min(numba.get_num_threads(), items))
 
 
+_FLOAT32 = np.dtype(np.float32)
+
+
 def float32(*arrays: np.ndarray | None) -> bool:
     """Whether the kernels take these arrays."""
-    return all(a is None or (a.dtype == np.float32 and a.size > 0) for a in arrays)
+    for a in arrays:  # noqa: SIM110 (a generator takes twice as long)
+        if a is not None and (a.dtype != _FLOAT32 or a.size == 0):
+            return False
+    return True
 
 
 def _contiguous(array: np.ndarray | None) -> np.ndarray | None:

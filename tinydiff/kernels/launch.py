@@ -6,8 +6,8 @@ their address. A body takes (args, thread): `unpack(args, n)` gives the n intege
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
+from struct import pack
 from typing import Any
 
 import numba
@@ -20,6 +20,7 @@ from tinydiff.kernels import record
 from tinydiff.kernels.jit import FASTMATH, njit
 
 _I64 = ir.IntType(64)
+_HEAD = bytes.__basicsize__ - 1  # what bytes hold follows their head
 
 
 @intrinsic(prefer_literal=True)
@@ -78,10 +79,10 @@ def replay(recording: record.Recording) -> None:
 
 def launch(compiled: Any, threads: int, *args: int) -> None:
     """Runs a body once for each thread number below `threads`, at the same time, and waits."""
-    packed = array("q", args)
-    where = packed.buffer_info()[0]
+    packed = pack(f"{len(args)}q", *args)
+    where = id(packed) + _HEAD
     if record.current is not None and (recording := record.active()) is not None:
-        recording.note(compiled.address, packed, threads)
+        recording.note(compiled.address, where, threads, packed)
     if threads == 1:
         _run(compiled.address, where)
     else:

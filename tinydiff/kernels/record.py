@@ -42,10 +42,10 @@ class Recording:
         self._lent: set[int] = set()
         self.size = 0
 
-    def note(self, function: int, arguments: array, threads: int) -> None:
-        """Add a launch."""
-        self._kept.append(arguments)
-        self.launches.extend((function, arguments.buffer_info()[0], threads))
+    def note(self, function: int, arguments: int, threads: int, packed: bytes) -> None:
+        """Add a launch, with arguments that lie in `packed`."""
+        self._kept.append(packed)
+        self.launches.extend((function, arguments, threads))
 
     def keep(self, memory: Any) -> None:
         """Keep an array whose address was taken, unless its memory is lent."""
