@@ -387,3 +387,26 @@ def test_published_layout() -> None:
     names = dict(task.build().named_parameters())
     assert isinstance(task.build(), CLIP)
     assert "vision_model.pre_layrnorm.weight" in names and "text_model.final_layer_norm.weight" in names
+
+
+def test_false_captions_are_wrong_in_every_kind_of_word_as_often() -> None:
+    """Sizes and relations have one other word, colours five: yet each of the seven is what is wrong in a seventh."""
+    rng = np.random.default_rng(3)
+    true = "a small red circle above a large blue square"
+    scene = parse(true)
+    wrong: list[int] = []
+    for false in misleading(scene.captions(), true, rng, 4000)[1::2]:
+        other = parse(false)
+        words = [[t.colour, t.shape, t.size] for t in (*scene.things, *other.things)]
+        first, second = words[0] + words[1] + [scene.relation], words[2] + words[3] + [other.relation]
+        wrong += [i for i, (a, b) in enumerate(zip(first, second)) if a != b]
+    assert len(wrong) > 1500
+    np.testing.assert_allclose(np.bincount(wrong, minlength=7) / len(wrong), 1 / 7, atol=0.05)
+
+
+def test_shapes_have_a_recipe_of_their_own() -> None:
+    from tinydiff import tasks
+
+    assert tasks.configure("clip", options={"data": "shapes:50"})["misleading"] == 11
+    assert tasks.configure("clip", options={"data": "shapes", "batch_size": 8})["batch_size"] == 8
+    assert tasks.configure("clip", "vit", {"data": "digits"})["augment"]

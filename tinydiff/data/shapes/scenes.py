@@ -24,6 +24,7 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "star")
 SIZES = ("small", "large")
 RELATIONS = {"above": "below", "left of": "right of"}  # and what the second thing is to the first
+TRIALS = 8  # until a false caption may be used
 
 
 @dataclass(frozen=True)
@@ -153,18 +154,30 @@ def swaps(scene: Scene) -> list[Scene]:
     return [other for other in dict.fromkeys(found) if other != scene]
 
 
+def _changes(scene: Scene) -> list[tuple[int | None, str, list[str]]]:
+    """What can be said otherwise: of which thing (None: of the scene), which of its words, and what it might be instead."""
+    known = {"colour": COLOURS, "shape": SHAPES, "size": SIZES}
+    found: list[tuple[int | None, str, list[str]]] = []
+    for place, thing in enumerate(scene.things):
+        for name, words in known.items():
+            own = getattr(thing, name)
+            if own is not None:
+                found.append((place, name, [word for word in words if word != own]))
+    if scene.relation is not None:
+        found.append((None, "relation", [word for word in RELATIONS if word != scene.relation]))
+    return found
+
+
+def _changed(scene: Scene, place: int | None, name: str, word: str) -> Scene:
+    if place is None:
+        return replace(scene, relation=word)
+    thing = replace(scene.things[place], **{name: word})
+    return replace(scene, first=thing) if place == 0 else replace(scene, second=thing)
+
+
 def near_misses(scene: Scene) -> list[Scene]:
     """All scenes in which one word is another: a colour, a shape, a size, or the relation."""
-    found = []
-    for place, thing in enumerate(scene.things):
-        changed = [replace(thing, colour=colour) for colour in COLOURS]
-        changed += [replace(thing, shape=shape) for shape in SHAPES]
-        changed += [replace(thing, size=size) for size in SIZES if thing.size]
-        for other in changed:
-            found.append(replace(scene, first=other) if place == 0 else replace(scene, second=other))
-    if scene.relation is not None:
-        found += [replace(scene, relation=relation) for relation in RELATIONS]
-    return [other for other in dict.fromkeys(found) if other != scene]
+    return [_changed(scene, place, name, word) for place, name, words in _changes(scene) for word in words]
 
 
 def candidates(scene: Scene, rng: np.random.Generator, n: int = 100) -> list[str]:
@@ -181,14 +194,20 @@ def candidates(scene: Scene, rng: np.random.Generator, n: int = 100) -> list[str
 
 def misleading(said: Sequence[str], caption: str, rng: np.random.Generator, n: int) -> list[str]:
     """Up to n captions worded as `caption` but false, of `said`, all that `Scene.captions` says of one scene: every second with
-    words exchanged, the others with one word wrong. None speaks of a held-out scene.
+    words exchanged, the others with one word wrong, each kind as often. None speaks of a held-out scene.
     """
     scene, wording = parse(said[0]), said.index(caption)
-    pools = [[other for other in pool if not other.held_out] for pool in (swaps(scene), near_misses(scene))]
+    exchanged, changes = swaps(scene), _changes(scene)
     found = []
     for i in range(n):
-        pool = pools[i % 2] or pools[1]
-        words = pool[int(rng.random() * len(pool))].captions()
-        if wording < len(words) and words[wording] not in said:
-            found.append(words[wording])
+        for which, word in rng.random((TRIALS, 2)):
+            if i % 2 == 0 and exchanged:
+                other = exchanged[int(which * len(exchanged))]
+            else:
+                place, name, known = changes[int(which * len(changes))]
+                other = _changed(scene, place, name, known[int(word * len(known))])
+            words = other.captions()
+            if wording < len(words) and words[wording] not in said and not other.held_out:
+                found.append(words[wording])
+                break
     return found
