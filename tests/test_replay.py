@@ -15,7 +15,7 @@ from tinydiff.hooks import profile
 from tinydiff.kernels import conv, record
 from tinydiff.models import UNet2DConditionModel, UNet2DModel
 from tinydiff.nn import Linear, Module, Parameter
-from tinydiff.optim import SGD
+from tinydiff.optim import EMA, SGD
 from tinydiff.replay import MOST, Replay
 
 CONFIG: dict[str, Any] = {
@@ -93,6 +93,20 @@ def test_a_result_stays_what_it_was_when_the_next_comes() -> None:
     assert np.abs(results[1] - results[2]).max() > 0.01
 
 
+def test_weights_are_transformed_once_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, given = build(), arguments(1)
+    run(kept, arguments(0))
+    found = run(kept, given)
+    monkeypatch.setattr(record.Recording, "prepare", lambda self, count: None)
+    anew = build()
+    run(anew, arguments(0))
+    np.testing.assert_array_equal(found, run(anew, given))
+    assert recordings(kept)[0].prepared > 0 == recordings(anew)[0].prepared
+    convolutions = sum(isinstance(m, td.nn.Conv2d) and m.weight.shape[0] == 3 for _, m in kept.named_modules())
+    launches = [len(recordings(model)[0].launches) // 3 for model in (kept, anew)]
+    assert launches[1] - launches[0] >= convolutions // 2
+
+
 def test_nothing_is_recorded_where_gradients_are_wanted() -> None:
     model = build()
     model(*arguments(0))
@@ -113,6 +127,14 @@ def change_by_loading(model: Any) -> None:
     model.load_state_dict({name: value.numpy() * 0.5 for name, value in model.state_dict().items()})
 
 
+def change_by_averages(model: Any) -> None:
+    average = EMA(model.parameters(), 0.9)
+    change_by_a_step(model)
+    average.swap()
+    change_by_loading(model)
+    average.swap()
+
+
 def change_by_new_layer(model: Any) -> None:
     td.manual_seed(1)
     model.conv_norm_out.weight = Parameter(np.full(16, 2, np.float32))
@@ -124,7 +146,15 @@ def change_by_other_memory(model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [change_by_assignment, change_by_a_step, change_by_loading, change_by_new_layer, change_by_other_memory]
+    "change",
+    [
+        change_by_assignment,
+        change_by_a_step,
+        change_by_loading,
+        change_by_averages,
+        change_by_new_layer,
+        change_by_other_memory,
+    ],
 )
 def test_a_changed_network_answers_as_changed(change: Any) -> None:
     model, given = build(), arguments(0)

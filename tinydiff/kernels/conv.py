@@ -21,7 +21,7 @@ import numpy as np
 
 from tinydiff.kernels import direct, winograd
 from tinydiff.kernels.launch import launch
-from tinydiff.kernels.memory import address, contiguous, empty, scratch
+from tinydiff.kernels.memory import address, contiguous, empty, lasting, scratch
 from tinydiff.kernels.microkernel import LANES, REST, ROWS, WIDTH
 
 Pair = tuple[int, int]
@@ -137,10 +137,11 @@ def direct_forward(
     # Where little is done with the weights, panels are taken from where they lie, and no time is spent on packing.
     packs = o % WIDTH > 0 or work > UNPACKED or not w.flags.c_contiguous
     panel, ldb = (taps * WIDTH, WIDTH) if packs else (WIDTH, o)
-    _keep, (packed, slabs) = scratch(taps * _up(o, WIDTH) * packs, threads * slab)
+    kept = lasting(w, taps * _up(o, WIDTH)) if packs else 0
+    _keep, (packed, slabs) = scratch(0 if kept else taps * _up(o, WIDTH) * packs, threads * slab)
     if packs:
-        packers = threads_for(kh * kw * -(-o // WIDTH), taps * o)
-        launch(direct.pack, packers, address(w), *(step // 4 for step in w.strides), kh, kw, c, o, packed, packers)
+        packed, packers, steps = kept or packed, threads_for(kh * kw * -(-o // WIDTH), taps * o), [s // 4 for s in w.strides]
+        launch(direct.pack, packers, address(w), *steps, kh, kw, c, o, packed, packers, recorded=not kept)
     else:
         packed = address(w)
     launch(
@@ -203,9 +204,11 @@ def _winograd_plan(n: int, size: Pair, c: int, o: int, tile: int) -> tuple[int, 
 def _winograd_forward(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y: np.ndarray, first: Pair, tile: int) -> None:
     (n, height, width, c), (_, *size, o) = x.shape, y.shape
     threads, block, sizes = _winograd_plan(n, (size[0], size[1]), c, o, tile)
-    _keep, (packed, u, v, m) = scratch(9 * c * _up(o, WIDTH), (tile + 2) ** 2 * c * _up(o, WIDTH), *sizes)
-    steps = [step // 4 for step in w.strides]
-    launch(winograd.transform_weights, threads, address(w), *steps, c, o, packed, u, tile, threads)
+    transformed = (tile + 2) ** 2 * c * _up(o, WIDTH)
+    kept = lasting(w, transformed)
+    _keep, (packed, u, v, m) = scratch(9 * c * _up(o, WIDTH), 0 if kept else transformed, *sizes)
+    u, steps = kept or u, [step // 4 for step in w.strides]
+    launch(winograd.transform_weights, threads, address(w), *steps, c, o, packed, u, tile, threads, recorded=not kept)
     launch(
         winograd.forward, threads, address(x), address(bias), 0 if bias is None or bias.ndim == 1 else o, address(residual),
         address(y), u, v, m, n, height, width, c, *first, *size, o, block, tile, threads,

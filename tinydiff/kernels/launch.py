@@ -77,11 +77,11 @@ def replay(recording: record.Recording) -> None:
     _replay(recording.launches.buffer_info()[0], len(recording.launches) // 3)
 
 
-def launch(compiled: Any, threads: int, *args: int) -> None:
+def launch(compiled: Any, threads: int, *args: int, recorded: bool = True) -> None:
     """Runs a body once for each thread number below `threads`, at the same time, and waits."""
     packed = pack(f"{len(args)}q", *args)
     where = id(packed) + _HEAD
-    if record.current is not None and (recording := record.active()) is not None:
+    if recorded and record.current is not None and (recording := record.active()) is not None:
         recording.note(compiled.address, where, threads, packed)
     if threads == 1:
         _run(compiled.address, where)

@@ -119,6 +119,17 @@ def empty(*shape: int) -> np.ndarray:
     return memory[first : first + count].reshape(shape)
 
 
+def lasting(constant: np.ndarray, count: int) -> int:
+    """The address, on a cache line, of memory for `count` floats made of a constant of the recording under way, which keeps them.
+
+    0 if nothing is recorded, or that is no constant, or there is no room: then they are made again each time.
+    """
+    if record.current is None or not record.is_constant(constant):
+        return 0
+    memory = record.current.prepare(count + _LINE)
+    return -(-address(memory) // (_LINE * _FLOAT)) * _LINE * _FLOAT
+
+
 def scratch(*counts: int) -> tuple[np.ndarray, list[int]]:
     """Memory for arrays of so many floats, and their addresses, each on a cache line.
 

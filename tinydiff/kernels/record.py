@@ -29,7 +29,7 @@ class Recording:
         constants: the arrays, by id, whose values count as part of the recording.
         launches: (address of the body, address of its arguments, threads), three integers each.
         refused: why there can be no recording; None as long as there can.
-        size: floats in blocks.
+        size: floats in blocks. prepared: floats in what is made of constants.
     """
 
     def __init__(self, constants: Iterable[np.ndarray]) -> None:
@@ -40,7 +40,7 @@ class Recording:
         self._kept: list[Any] = []
         self._free: defaultdict[int, list[bytearray]] = defaultdict(list)
         self._lent: set[int] = set()
-        self.size = 0
+        self.size = self.prepared = 0
 
     def note(self, function: int, arguments: int, threads: int, packed: bytes) -> None:
         """Add a launch, with arguments that lie in `packed`."""
@@ -71,6 +71,15 @@ class Recording:
         self._lent.discard(lent)
         if self.refused is None:
             self._free[len(block) // 4].append(block)
+
+    def prepare(self, count: int) -> np.ndarray | None:
+        """Memory for `count` floats that lasts, for what is made of constants; None if that took all room before."""
+        if self.prepared + count > LIMIT:
+            return None
+        self.prepared += count
+        memory = np.empty(count, np.float32)
+        self._kept.append(memory)
+        return memory
 
     def refuse(self, why: str) -> None:
         """There is no recording of this; let go of all that was kept for it."""
