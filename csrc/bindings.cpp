@@ -31,6 +31,18 @@ PYBIND11_MODULE(MODULE, module) {
 #define EXPOSE(launcher) expose(module, #launcher, launcher)
     EXPOSE(conv2d);
     EXPOSE(conv2d_workspace);
+    EXPOSE(group_norm);
+    EXPOSE(group_norm_backward);
+    EXPOSE(group_norm_workspace);
+    EXPOSE(layer_norm);
+    EXPOSE(layer_norm_backward);
+    EXPOSE(layer_norm_workspace);
+    EXPOSE(softmax);
+    EXPOSE(softmax_backward);
+    EXPOSE(attention);
+    EXPOSE(attention_backward);
+    EXPOSE(attention_workspace);
+    EXPOSE(adamw);
     module.def("error_message", &error_message);
     module.attr("UNSUPPORTED") = kUnsupported;
 }

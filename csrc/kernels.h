@@ -48,6 +48,19 @@ API int softmax(int precision, int rows, int size, int logarithmic, const void* 
 API int softmax_backward(int precision, int rows, int size, int logarithmic, const void* gy, const void* y, void* gx,
                          uintptr_t stream);
 
+// Attention: out = softmax(scale q kᵀ) v for each head; q (n, queries, heads, size), k (n, keys, heads, size), v (n, keys, heads,
+// value_size), out as q with value_size; float32 with sizes up to 128, float64 up to 64. mask, or null, has a byte for each query
+// and key, not 0 where the one sees the other, with the strides given; if causal, query i sees keys 0 ... i only.
+// logsumexp (n, heads, queries) is computed forward and read backward.
+API int attention(int precision, int n, int heads, int queries, int keys, int size, int value_size, int causal, int mask_sample,
+                  int mask_head, int mask_query, int mask_key, double scale, const void* q, const void* k, const void* v,
+                  const void* mask, void* out, void* logsumexp, uintptr_t stream);
+API int attention_backward(int precision, int n, int heads, int queries, int keys, int size, int value_size, int causal,
+                           int mask_sample, int mask_head, int mask_query, int mask_key, double scale, const void* g,
+                           const void* q, const void* k, const void* v, const void* mask, const void* out,
+                           const void* logsumexp, void* gq, void* gk, void* gv, void* workspace, uintptr_t stream);
+API int64_t attention_workspace(int precision, int n, int heads, int queries);
+
 // One step of AdamW and of the moving averages, float32, in place. `changes`, in the host's memory, has for each parameter the
 // addresses of parameter, gradient, m, v and average (or 0), and the size; beta1_power is beta1 to the number of the step.
 API int adamw(int count, const int64_t* changes, double lr, double beta1, double beta2, double eps, double weight_decay,

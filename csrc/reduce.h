@@ -19,6 +19,8 @@ DEVICE T warp_max(T v) {
     return v;
 }
 
+DEVICE float logarithm(float x) { return logf(x); }
+DEVICE double logarithm(double x) { return log(x); }
 DEVICE float inverse_root(float x) { return rsqrtf(x); }
 DEVICE double inverse_root(double x) { return rsqrt(x); }
 

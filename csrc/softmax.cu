@@ -8,9 +8,6 @@
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
 
-DEVICE float logarithm(float x) { return logf(x); }
-DEVICE double logarithm(double x) { return log(x); }
-
 template <class T>
 KERNEL_BOUNDS(kThreads, 4)
 softmax_rows(int rows, int size, bool logarithmic, const T* x, T* y) {

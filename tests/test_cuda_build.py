@@ -1,6 +1,5 @@
 """The compiled kernels behind ops: what setup.py builds, and the path from an op down to a launch on the simulator."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -15,7 +14,6 @@ import pytest
 import tinydiff as td
 from tinydiff import ops, simarray
 from tinydiff.cudasim import KernelError
-from tinydiff.cudasim.build import cache_folder
 from tinydiff.kernels import cuda
 from tinydiff.samples import SAMPLES
 from tinydiff.testing import recorded_calls
@@ -28,29 +26,6 @@ CONVOLUTIONS = ["conv2d", "conv2d_input_grad", "conv2d_weight_grad"]
 def setup(*arguments, **environment):
     command = [sys.executable, "setup.py", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="module")
-def built():
-    """_cudasim as setup.py builds it from these sources, in the place of an installed one."""
-    folder = cache_folder() / "extension"
-    done = setup("build_ext", "--build-lib", folder, "--build-temp", folder / "objects", TINYDIFF_CUDA="0")
-    assert done.returncode == 0, done.stderr
-    (path,) = (folder / "tinydiff").glob("_cudasim*.so")
-    spec = importlib.util.spec_from_file_location("tinydiff._cudasim", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    before = sys.modules.get("tinydiff._cudasim")
-    sys.modules["tinydiff._cudasim"] = module
-    cuda.extension.cache_clear()
-    cuda._simulator.cache_clear()
-    yield folder
-    if before is None:
-        del sys.modules["tinydiff._cudasim"]
-    else:
-        sys.modules["tinydiff._cudasim"] = before
-    cuda.extension.cache_clear()
-    cuda._simulator.cache_clear()
 
 
 def outcome(device, function, arrays, arguments, dtype):

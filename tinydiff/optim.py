@@ -125,11 +125,13 @@ class AdamW(Optimizer):
     def update(self, changes: Sequence[Any], lr: float, decay: float) -> None:
         """One step of these parameters."""
         beta1, beta2 = self.betas
-        if sum(change[0].size for change in changes) >= 1024:
-            arguments = (lr, beta1, beta2, self.eps, self.weight_decay, self.steps, decay)
+        rates = (lr, beta1, beta2, self.eps, self.weight_decay, self.steps, decay)
+        if changes and device_of(changes[0][0]) != "cpu":
+            changes = kernels.cuda_optim.adamw(changes, *rates)
+        elif sum(change[0].size for change in changes) >= 1024:
             if self._table is None or not self._table.lists(changes):
                 self._table = kernels.optim.Table(changes)
-            changes = kernels.optim.adamw(changes, *arguments, self._table)
+            changes = kernels.optim.adamw(changes, *rates, self._table)
         for p, g, m, v, average in changes:
             m += (1 - beta1) * (g - m)
             v += (1 - beta2) * (g * g - v)

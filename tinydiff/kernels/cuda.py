@@ -97,6 +97,26 @@ def check(**arrays: Array | None) -> None:
             raise TypeError(f"{name} is on GPU {a.device.id}, and the current one is {current}; move it there")
 
 
+def taken(**arrays: Array | None) -> list[Any] | None:
+    """The arrays in C order if a kernel can take them, else None: where launchers are, none empty, all of one float dtype.
+
+    Raises as `check` does.
+    """
+    given = [a for a in arrays.values() if a is not None]
+    if launchers(given[0]) is None or any(a.size == 0 for a in given):
+        return None
+    if len({a.dtype for a in given}) > 1 or given[0].dtype.name not in ("float32", "float64"):
+        return None
+    ordered = dict(zip(arrays, _contiguous(array_module(*given), *arrays.values())))
+    check(**ordered)
+    return list(ordered.values())
+
+
+def exactly(array: Array) -> int:
+    """The place of an array's own dtype in enum Precision of csrc/kernels.h."""
+    return convrule.PRECISIONS.index(array.dtype.name)
+
+
 def aligned(*arrays: Array) -> bool:
     """Whether all begin where vector loads may."""
     return all(a.data.ptr % ALIGNMENT == 0 for a in arrays)
@@ -114,26 +134,33 @@ def _gpu(xp: ModuleType) -> tuple[tuple[int, int], int]:
     return (int(device.compute_capability[:-1]), int(device.compute_capability[-1])), device.attributes["MultiProcessorCount"]
 
 
-def launch(name: str, numbers: Sequence[int], arrays: dict[str, Array | None], written: Sequence[str]) -> None:
+def launch(name: str, numbers: Sequence[float], arrays: dict[str, Array | None], written: Sequence[str]) -> None:
     """Run a launcher: its numbers, its arrays by name in its order, then the stream. `written` names those that it changes.
+
+    Raises as `run` does.
+    """
+    run(name, [*numbers, *map(_address, arrays.values())], arrays, written)
+
+
+def run(name: str, arguments: Sequence[float], arrays: dict[str, Array | None], written: Sequence[str]) -> None:
+    """Run a launcher with all its arguments but the stream; its kernels use `arrays` and nothing else.
 
     Raises RuntimeError with CUDA's words, or with what the simulator found.
     """
     first: Any = arrays[written[0]]
     module = launchers(first)
     assert module is not None
-    addresses = [_address(a) for a in arrays.values()]
     function = getattr(module, name)
     if device_of(first) == "cudasim":
         with _watched(arrays, written) as simulator:
-            error = function(*numbers, *addresses, 0)
+            error = function(*arguments, 0)
             findings = simulator.findings()
         if findings:
             from tinydiff.cudasim import KernelError
 
             raise KernelError(findings)
     else:
-        error = function(*numbers, *addresses, array_module(first).cuda.get_current_stream().ptr)
+        error = function(*arguments, array_module(first).cuda.get_current_stream().ptr)
     if error:
         raise RuntimeError(f"{name}: {module.error_message(error)}")
 

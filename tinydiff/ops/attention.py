@@ -79,3 +79,15 @@ def _(g: Array, q: Array, k: Array, v: Array, cache: Any, mask: Any, is_causal: 
     return kernels.attention.scaled_dot_product_attention_backward(
         g, q, k, v, mask, out, logsumexp, is_causal=is_causal, scale=scale
     )
+
+
+@scaled_dot_product_attention.kernel("cuda")
+def _(q: Array, k: Array, v: Array, mask: Any, is_causal: bool, scale: float | None) -> Any:
+    found = kernels.cuda_attention.attention(q, k, v, _mask(mask, False, (), q), is_causal=is_causal, scale=scale)
+    return found if found is NotImplemented else (found[0], found)
+
+
+@scaled_dot_product_attention.kernel_backward("cuda")
+def _(g: Array, q: Array, k: Array, v: Array, cache: Any, mask: Any, is_causal: bool, scale: float | None) -> Any:
+    mask = _mask(mask, False, (), q)
+    return kernels.cuda_attention.attention_backward(g, q, k, v, mask, *cache, is_causal=is_causal, scale=scale)

@@ -62,6 +62,16 @@ def _(g: Array, x: Array, weight: Any, bias: Any, cache: Any, num_groups: int, e
     return kernels.norm.group_norm_backward(g, x, weight, bias, *cache, num_groups=num_groups, eps=eps, activation=activation)
 
 
+@group_norm.kernel("cuda")
+def _(x: Array, weight: Any, bias: Any, num_groups: int, eps: float, activation: str | None) -> Any:
+    return kernels.cuda_norm.group_norm(x, weight, bias, num_groups=num_groups, eps=eps, activation=activation)
+
+
+@group_norm.kernel_backward("cuda")
+def _(g: Array, x: Array, weight: Any, bias: Any, cache: Any, num_groups: int, activation: str | None) -> Any:
+    return kernels.cuda_norm.group_norm_backward(g, x, weight, bias, *cache, num_groups=num_groups, activation=activation)
+
+
 @fused(flops=lambda out, *inputs, **params: 8 * out.size)
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """The last axis brought to mean 0 and variance 1, then scaled and shifted (Ba et al. 2016). weight and bias: (C,)."""
@@ -76,3 +86,13 @@ def _(x: Array, weight: Any, bias: Any, eps: float) -> Any:
 @layer_norm.kernel_backward("numpy")
 def _(g: Array, x: Array, weight: Any, bias: Any, cache: Any, eps: float) -> Any:
     return kernels.norm.layer_norm_backward(g, x, weight, bias, *cache, eps=eps)
+
+
+@layer_norm.kernel("cuda")
+def _(x: Array, weight: Any, bias: Any, eps: float) -> Any:
+    return kernels.cuda_norm.layer_norm(x, weight, bias, eps=eps)
+
+
+@layer_norm.kernel_backward("cuda")
+def _(g: Array, x: Array, weight: Any, bias: Any, cache: Any) -> Any:
+    return kernels.cuda_norm.layer_norm_backward(g, x, weight, bias, *cache)

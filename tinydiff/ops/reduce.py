@@ -172,6 +172,16 @@ def _(g: Array, out: Array, axis: int) -> Any:
     return kernels.softmax.softmax_backward(g, out) if axis in (-1, out.ndim - 1) else NotImplemented
 
 
+@softmax.kernel("cuda")
+def _(x: Array, axis: int) -> Any:
+    return kernels.cuda_norm.softmax(x, axis=axis)
+
+
+@softmax.kernel_backward("cuda")
+def _(g: Array, out: Array, axis: int) -> Any:
+    return kernels.cuda_norm.softmax_backward(g, out, axis=axis)
+
+
 @op
 def log_softmax(xp: Any, x: Array, axis: int = -1) -> Array:
     """log softmax(x) over `axis`, without overflow."""
@@ -193,6 +203,16 @@ def _(x: Array, axis: int) -> Any:
 @log_softmax.kernel_backward("numpy")
 def _(g: Array, out: Array, axis: int) -> Any:
     return kernels.softmax.log_softmax_backward(g, out) if axis in (-1, out.ndim - 1) else NotImplemented
+
+
+@log_softmax.kernel("cuda")
+def _(x: Array, axis: int) -> Any:
+    return kernels.cuda_norm.softmax(x, axis=axis, logarithmic=True)
+
+
+@log_softmax.kernel_backward("cuda")
+def _(g: Array, out: Array, axis: int) -> Any:
+    return kernels.cuda_norm.softmax_backward(g, out, axis=axis, logarithmic=True)
 
 
 @op(dtypes="any")
