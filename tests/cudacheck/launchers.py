@@ -38,6 +38,13 @@ class Array:
     name: str
 
 
+@dataclass(frozen=True)
+class Table:
+    """Numbers and addresses of arrays in the host's memory, 8 bytes each, as an argument: a pointer to them."""
+
+    entries: Sequence[int | Array]
+
+
 def declarations(header: Path) -> dict[str, list[str]]:
     """The launchers a header declares, with the types of their parameters."""
     text = _COMMENT.sub(" ", header.read_text())
@@ -66,7 +73,12 @@ class Launchers:
         types = self.declared[name]
         function.argtypes = [ctypes.c_void_p if t.endswith("*") else _INTEGERS[t][1] for t in types]
         function.restype = ctypes.c_int64 if name.endswith("_workspace") else ctypes.c_int
-        return function(*(pointers[a.name] if isinstance(a, Array) else a for a in arguments))
+
+        def number(a: Any) -> Any:
+            return pointers[a.name] if isinstance(a, Array) else a
+
+        tables = [np.array([number(e) for e in a.entries], np.int64) if isinstance(a, Table) else None for a in arguments]
+        return function(*(number(a) if table is None else table.ctypes.data for a, table in zip(arguments, tables)))
 
     def message(self, error: int) -> str:
         function = self.simulator.library.launch_message
@@ -88,7 +100,7 @@ class Program:
     """The same launchers in a program of their own, which reads one call from a file, makes it and writes the arrays back."""
 
     def __init__(self, sources: Sequence[Path], header: Path, sanitizer: str) -> None:
-        text = "".join(source.read_text() for source in sources)
+        text = "".join(_COMMENT.sub(" ", source.read_text()) for source in sources)
         declared = declarations(header)
         self.declared = {name: declared[name] for name in declared if re.search(rf"\b{name}\(", text)}  # what these define
         self.path = compiled(sources, sanitizer, _main(self.declared, header))
@@ -107,7 +119,13 @@ class Program:
                 out.write(struct.pack("<qq", array.nbytes, array.itemsize) + array.tobytes())
             out.write(struct.pack("<q", len(arguments)))
             for argument, kind in zip(arguments, self.declared[name], strict=True):
-                if isinstance(argument, Array) or argument is None:
+                if isinstance(argument, Table):
+                    out.write(struct.pack("<cq", b"t", len(argument.entries)))
+                    for entry in argument.entries:
+                        out.write(
+                            struct.pack("<q?", *((names.index(entry.name), True) if isinstance(entry, Array) else (entry, False)))
+                        )
+                elif isinstance(argument, Array) or argument is None:
                     out.write(struct.pack("<cq", b"p", names.index(argument.name) if argument else -1))
                 elif kind in ("float", "double"):
                     out.write(struct.pack("<cd", b"f", argument))
@@ -142,6 +160,7 @@ _PROGRAM = r"""
 #include "HEADER"
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <vector>
 
 extern "C" int sim_set(const char* name, long long value);
@@ -185,12 +204,21 @@ int main(int, char** argv) {
         blocks.push_back({p, bytes});
     }
     std::vector<Argument> arguments;
+    std::deque<std::vector<long long>> tables;
     for (long long n = get<long long>(file); n; --n) {
         const char kind = get<char>(file);
         Argument a{};
         if (kind == 'f') a.f = get<double>(file);
         else a.i = get<long long>(file);
         if (kind == 'p') a.p = a.i < 0 ? nullptr : blocks[a.i].p;
+        if (kind == 't') {
+            tables.emplace_back();
+            for (long long k = a.i; k; --k) {
+                const long long entry = get<long long>(file);
+                tables.back().push_back(get<char>(file) ? (long long)blocks[entry].p : entry);
+            }
+            a.p = tables.back().data();
+        }
         arguments.push_back(a);
     }
     fclose(file);
