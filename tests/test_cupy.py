@@ -10,11 +10,13 @@ import pytest
 
 import tinydiff
 from tinydiff import simarray
+from tinydiff.kernels import gpu
 
 cupy = pytest.importorskip("cupy")
 PACKAGE = Path(tinydiff.__file__).parent
 MODULES = {"array_module", "module_of"}  # functions that return an array module
-SPECIAL = {"pad": {"constant_values"}, "einsum": {"optimize"}}  # keywords behind a **kwargs of CuPy's, documented there
+# Keywords that CuPy documents and its signatures don't show.
+SPECIAL = {"pad": {"constant_values"}, "einsum": {"optimize"}, "ElementwiseKernel": {"preamble"}}
 
 
 def is_array_module(node):
@@ -112,6 +114,64 @@ def test_the_simulated_module_has_nothing_that_cupy_lacks():
     from cupyx.scipy import special
 
     assert isinstance(special.erf, cupy.ufunc)
+
+
+HEADERS = "#include <cupy/complex.cuh>\n#include <cupy/carray.cuh>\n#include <cupy/math_constants.h>\n"
+
+
+def kernel_source(name, dtype):
+    """The code that CuPy makes of a kernel: arrays as CArray, the body in a loop over elements."""
+    kernel = gpu._kernel(cupy, name)
+    declared, elements = [], []
+    for k, p in enumerate([*kernel.in_params, *kernel.out_params]):
+        const = "const " if k < kernel.nin else ""
+        if p.dtype is None or p.raw:
+            element = "T" if p.dtype is None else p.ctype
+            declared.append(f"{const}CArray<{element}, 1, 1, 1> {'' if p.raw else 'all_'}{p.name}")
+            elements += [] if p.raw else [f"{const}{element}& {p.name} = all_{p.name}[_ind.get()];"]
+        else:
+            declared.append(f"{const}{p.ctype} {p.name}")
+    body = f"CUPY_FOR(i, _ind.size()) {{ _ind.set(i); {' '.join(elements)} {kernel.operation}; }}"
+    signature = f'extern "C" __global__ void {name}({", ".join(declared)}, CIndexer<1> _ind)'
+    return f"{HEADERS}typedef {dtype} T;\n{kernel.preamble}\n{signature} {{ {body} }}"
+
+
+def compile_by_nvrtc(source, architecture):
+    """Machine code. Raises RuntimeError with what the compiler said."""
+    from cupy.cuda import nvrtc
+
+    folder = Path(cupy.__file__).parent / "_core" / "include"
+    runtime = [str(path) for path in Path(cupy.__file__).parent.parent.glob("nvidia/cu13/include")]
+    options = [f"-arch=sm_{architecture}", "--std=c++17", "--device-as-default-execution-space"]
+    options += [f"-I{path}" for path in [folder, *sorted(folder.glob("cupy/_cccl/*")), *runtime]]
+    program = nvrtc.createProgram(source, "kernel.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, tuple(options))
+    except nvrtc.NVRTCError as error:
+        raise RuntimeError(nvrtc.getProgramLog(program)) from error
+    return nvrtc.getCUBIN(program)
+
+
+@pytest.fixture(scope="module")
+def nvrtc():
+    from cupy.cuda import nvrtc
+
+    try:
+        nvrtc.getVersion()
+    except Exception as error:  # the library is a package of its own
+        pytest.skip(f"no NVRTC here: {error}")
+
+
+@pytest.mark.parametrize("dtype", ["float", "double"])
+@pytest.mark.parametrize("name", gpu.BODIES)
+def test_kernels_compile_without_a_gpu(nvrtc, name, dtype):
+    assert name.encode() in compile_by_nvrtc(kernel_source(name, dtype), "80")
+
+
+def test_a_kernel_that_is_no_cuda_is_noticed(nvrtc, monkeypatch):
+    monkeypatch.setitem(gpu.BODIES, "wrong", gpu.Body("T x", "T y", "y = nonsense(x)"))
+    with pytest.raises(RuntimeError, match="nonsense"):
+        compile_by_nvrtc(kernel_source("wrong", "float"), "80")
 
 
 def test_no_gpu_is_one_sentence():

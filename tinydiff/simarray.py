@@ -434,6 +434,25 @@ def array(obj: Any, dtype: Any = None) -> ndarray:
     return obj.copy() if isinstance(obj, ndarray) and dtype in (None, obj.dtype) else asarray(obj, dtype)
 
 
+def argsort(a: ndarray) -> ndarray:
+    """Indices that sort the last axis; equal elements stay in their order, as with CuPy's."""
+    return _give(np.argsort(_take(a), kind="stable"))
+
+
+def ElementwiseKernel(in_params: str, out_params: str, operation: str, name: str = "kernel", preamble: str = "") -> Callable:
+    """`cupy.ElementwiseKernel`, compiled by g++ at its first call."""
+    from tinydiff.cudasim.elementwise import Loop
+
+    loop = Loop(in_params, out_params, operation, name, preamble)
+
+    def kernel(*arguments: Any, size: int | None = None) -> ndarray:
+        outputs = arguments[len(loop.inputs) :]
+        result = loop(*map(_take, arguments), size=size)
+        return outputs[0] if outputs else _give(result)
+
+    return kernel
+
+
 def ascontiguousarray(a: ndarray) -> ndarray:
     """`a` in row-major order: itself if it is already."""
     return a if a.flags.c_contiguous else a.copy()

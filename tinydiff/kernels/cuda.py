@@ -55,6 +55,11 @@ def simulated(wanted: bool) -> Iterator[None]:
         _simulated = before
 
 
+def simulating() -> bool:
+    """Whether kernels of cudasim run: see `simulated`."""
+    return _simulated
+
+
 @cache
 def extension(device: str) -> ModuleType | None:
     """The compiled launchers of a device; None where they were not built."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinydiff import kernels, random
 from tinydiff.autograd import note_generator
-from tinydiff.backend import Array
+from tinydiff.backend import Array, array_module
 from tinydiff.op import LARGE, fused, op
 from tinydiff.ops.elementwise import add, astype, erf, mul, sub
 from tinydiff.ops.shape import split
@@ -17,6 +17,7 @@ from tinydiff.tensor import Tensor, beside
 
 SQRT_HALF = math.sqrt(0.5)
 SMALL = 256  # elements from which one kernel is faster than the several calls of a composition or its derivative
+GELUS = {"none": "gelu", "tanh": "gelu_tanh"}  # kernels by approximation
 
 
 @op
@@ -33,6 +34,16 @@ def _(x: Array) -> Any:
 @tanh.vjp
 def _(g: Tensor, out: Tensor) -> Tensor:
     return mul(g, sub(1.0, mul(out, out)))
+
+
+@tanh.kernel("cuda", above=SMALL)
+def _(x: Array) -> Any:
+    return array_module(x).tanh(x)
+
+
+@tanh.kernel_backward("cuda")
+def _(g: Array, out: Array) -> Any:
+    return kernels.gpu.run("tanh_backward", g, out)
 
 
 def stable_sigmoid(xp: Any, x: Array) -> Array:
@@ -56,6 +67,16 @@ def _(g: Tensor, out: Tensor) -> Tensor:
     return mul(g, mul(out, sub(1.0, out)))
 
 
+@sigmoid.kernel("cuda", above=SMALL)
+def _(x: Array) -> Any:
+    return kernels.gpu.run("sigmoid", x)
+
+
+@sigmoid.kernel_backward("cuda")
+def _(g: Array, out: Array) -> Any:
+    return kernels.gpu.run("sigmoid_backward", g, out)
+
+
 @op
 def relu(xp: Any, x: Array) -> Array:
     """max(x, 0). The derivative at 0 is 0."""
@@ -65,6 +86,16 @@ def relu(xp: Any, x: Array) -> Array:
 @relu.vjp
 def _(g: Tensor, x: Tensor) -> Tensor:
     return mul(g, astype(x > 0, g.dtype))
+
+
+@relu.kernel("cuda", above=SMALL)
+def _(x: Array) -> Any:
+    return array_module(x).maximum(x, 0)
+
+
+@relu.kernel_backward("cuda")
+def _(g: Array, x: Array) -> Any:
+    return kernels.gpu.run("relu_backward", g, x)
 
 
 @op
@@ -89,6 +120,16 @@ def _(g: Array, x: Array) -> Any:
     return kernels.activation.silu_backward(g, x)
 
 
+@silu.kernel("cuda", above=SMALL)
+def _(x: Array) -> Any:
+    return kernels.gpu.run("silu", x)
+
+
+@silu.kernel_backward("cuda")
+def _(g: Array, x: Array) -> Any:
+    return kernels.gpu.run("silu_backward", g, x)
+
+
 @fused
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """x · Φ(x), with the normal distribution's Φ by erf, or by tanh if `approximate="tanh"` (Hendrycks & Gimpel 2016)."""
@@ -107,6 +148,16 @@ def _(x: Array, approximate: str) -> Any:
 @gelu.kernel_backward("numpy")
 def _(g: Array, x: Array, approximate: str) -> Any:
     return kernels.activation.gelu_backward(g, x, approximate)
+
+
+@gelu.kernel("cuda", above=SMALL)
+def _(x: Array, approximate: str) -> Any:
+    return kernels.gpu.run(GELUS[approximate], x) if approximate in GELUS else NotImplemented
+
+
+@gelu.kernel_backward("cuda")
+def _(g: Array, x: Array, approximate: str) -> Any:
+    return kernels.gpu.run(f"{GELUS[approximate]}_backward", g, x)
 
 
 @fused
@@ -131,6 +182,16 @@ def _(g: Array, x: Array) -> Any:
     return kernels.activation.geglu_backward(g, x)
 
 
+@geglu.kernel("cuda", above=SMALL)
+def _(x: Array) -> Any:
+    return kernels.gpu.geglu(x)
+
+
+@geglu.kernel_backward("cuda")
+def _(g: Array, x: Array) -> Any:
+    return kernels.gpu.geglu_backward(g, x)
+
+
 @fused
 def quick_gelu(x: Tensor) -> Tensor:
     """x · sigmoid(1.702 x), the GELU of CLIP."""
@@ -145,6 +206,16 @@ def _(x: Array) -> Any:
 @quick_gelu.kernel_backward("numpy")
 def _(g: Array, x: Array) -> Any:
     return kernels.activation.quick_gelu_backward(g, x)
+
+
+@quick_gelu.kernel("cuda", above=SMALL)
+def _(x: Array) -> Any:
+    return kernels.gpu.run("quick_gelu", x)
+
+
+@quick_gelu.kernel_backward("cuda")
+def _(g: Array, x: Array) -> Any:
+    return kernels.gpu.run("quick_gelu_backward", g, x)
 
 
 @op

@@ -59,6 +59,11 @@ def _(g: Tensor, indices: Any, axis: int) -> Tensor:
     return _take(g, indices, axis)
 
 
+@_untake.kernel("cuda")  # a GPU's add.at adds in any order
+def _(x: Array, shape: tuple[int, ...], indices: Any, axis: int) -> Any:
+    return kernels.gpu.untake(x, shape, indices, axis)
+
+
 def take(x: Tensor, indices: Any, axis: int = 0) -> Tensor:
     """Entries of `x` along `axis` at integer `indices`, whose axes replace it. Raises IndexError out of range."""
     axis = check_axis("take", axis, x.ndim)
@@ -98,6 +103,11 @@ def _(g: Tensor) -> Tensor:
 @_scatter_add.vjp("src")
 def _(g: Tensor, index: Any, axis: int) -> Tensor:
     return gather_checked(g, index, axis)
+
+
+@_scatter_add.kernel("cuda")
+def _(x: Array, src: Array, index: Any, axis: int) -> Any:
+    return kernels.gpu.scatter_add(x, src, index, axis)
 
 
 def gather(x: Tensor, axis: int, index: Any) -> Tensor:
@@ -145,3 +155,13 @@ def _(x: Array) -> Any:
 @upsample_nearest2d.kernel_backward("numpy")
 def _(g: Array) -> Any:
     return kernels.resample.upsample_nearest2d_backward(g)
+
+
+@upsample_nearest2d.kernel("cuda", above=LARGE)
+def _(x: Array) -> Any:
+    return kernels.gpu.upsample_nearest2d(x)
+
+
+@upsample_nearest2d.kernel_backward("cuda")
+def _(g: Array) -> Any:
+    return kernels.gpu.upsample_nearest2d_backward(g)

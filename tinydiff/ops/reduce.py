@@ -65,6 +65,13 @@ def _(x: Array, axis: Axes, keepdims: bool) -> Any:
     return total.reshape([1 if i in axes else n for i, n in enumerate(x.shape)])
 
 
+@sum.kernel("cuda", above=LARGE)
+def _(x: Array, axis: Axes, keepdims: bool) -> Any:
+    axes = normalise_axes(axis, x.ndim)
+    total = kernels.gpu.sum_rows(x, axes)
+    return total if total is NotImplemented or not keepdims else total.reshape((1,) * len(axes) + total.shape)
+
+
 @fused(dtypes="float")
 def mean(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The mean over `axis`. Raises ValueError when there is nothing to average."""
