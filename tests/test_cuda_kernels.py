@@ -1,4 +1,4 @@
-"""The CUDA normalisations, softmax, attention and optimiser of csrc/, run on the simulator against NumPy in double precision."""
+"""The CUDA normalisations, softmax and optimiser of csrc/, run on the simulator against NumPy in double precision."""
 
 import ctypes
 import shutil
