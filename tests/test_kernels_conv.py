@@ -297,6 +297,17 @@ def test_algorithm_follows_the_shape(kernel, stride, channels, filters, pixels, 
     assert conv.algorithm((kernel, kernel), (stride, stride), channels, filters, pixels) == expected
 
 
+@pytest.mark.parametrize(
+    "n, height, threads, row, bands", [(1, 64, 2, 3072, 4), (1, 64, 1, 3072, 4), (3, 64, 2, 3072, 12), (1, 64, 2, 264, 2)]
+)
+def test_bands_are_even(monkeypatch, n, height, threads, row, bands):
+    """Threads get as many rows each: 21, 21, 21 and 1 would leave one thread twice the work of the other."""
+    monkeypatch.setattr(conv.numba, "get_num_threads", lambda: threads)
+    band = conv._band(n, height, row, conv.SMALL)
+    assert band * row <= conv.SLAB
+    assert n * height / band == bands
+
+
 def test_precise_keeps_away_from_4x4_tiles(monkeypatch):
     rng = np.random.default_rng(0)
     x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 28, 28, 64), (3, 3, 64, 64)))

@@ -98,11 +98,12 @@ def _contiguous(array: np.ndarray | None) -> np.ndarray | None:
     return None if array is None else contiguous(array)
 
 
-def _band(n: int, ho: int, row: int, work: int) -> int:
-    """Output rows that a thread takes at a time: as many as fit the slab, but enough bands for every thread."""
+def _band(n: int, ho: int, row: int, work: int, slab: int = SLAB) -> int:
+    """Output rows that a thread takes at a time: as many as fit the slab, but enough bands for every thread, and even ones."""
     if work >= SMALL and n < (threads := numba.get_num_threads()):
         ho = _up(ho * n, threads) // threads
-    return max(1, min(ho, SLAB // max(1, row)))
+    bands = -(-ho // max(1, slab // max(1, row)))
+    return -(-ho // bands)
 
 
 @lru_cache(maxsize=64)
@@ -154,7 +155,7 @@ def direct_forward(
 def _shift_add(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y: np.ndarray, first: Pair) -> None:
     (n, height, width, c), (kh, kw, _, o), (_, ho, wo, _) = x.shape, w.shape, y.shape
     work, columns = n * ho * wo * kh * kw * c * o, kh * kw * o
-    band = _band(n, ho, width * _up(columns, LANES), work)
+    band = _band(n, ho, width * _up(columns, LANES), work, 2 * SLAB)  # each band multiplies kh - 1 rows of its neighbours'
     threads = threads_for(n * -(-ho // band), work)
     plane = (band + kh - 1) * width + 2 * direct.CHUNK
     buffer = _up((direct.CHUNK + plane) * _up(columns, LANES) + WIDTH + o * _up(wo, LANES), 16)

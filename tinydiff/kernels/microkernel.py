@@ -182,7 +182,7 @@ def gemm_tile(rows: int, vectors: int, *, transposed: bool = False, scattered: b
                 return builder.sext(builder.load(builder.gep(table, [ir.Constant(I64, m)])), I64)
 
             at_row = [from_table(m) if scattered else m if transposed else emit.times(m, lda) for m in range(rows)]
-            a_ahead = emit.at(a, emit.times(rows, lda))
+            a_ahead = emit.at(a, builder.mul(length, lda) if transposed else emit.times(rows, lda))
             bias, has_bias = emit.optional(bias, wanted, b)
             biases = [emit.masked_load(emit.at(bias, j * LANES), emit.mask(has_bias, j)) for j in range(vectors)]
             alone, loading, entry = builder.block, builder.append_basic_block("loading"), builder.append_basic_block("entry")
@@ -214,8 +214,8 @@ def gemm_tile(rows: int, vectors: int, *, transposed: bool = False, scattered: b
             sums = [builder.phi(VECTOR) for _ in start]
             columns_of_b = [emit.load(emit.at(b_row, j * LANES)) for j in range(vectors)]
             a_column = emit.at(a_now, builder.mul(k, lda) if transposed else k)
-            if not transposed:  # The next tile's rows, in 1×1 convolutions and products: they become 1.2 times as fast.
-                emit.prefetch(emit.at(a_ahead, builder.mul(k, ir.Constant(I64, rows))))
+            # The rows after this tile's, in 1×1 convolutions and products: they become 1.2 times as fast.
+            emit.prefetch(emit.at(a_ahead, builder.mul(k, lda if transposed else ir.Constant(I64, rows))))
             updated = []
             for m in range(rows):
                 scalar = emit.broadcast(emit.at(a_column, at_row[m]))
