@@ -197,8 +197,8 @@ def test_each_thread_has_its_own_recording() -> None:
     for worker in workers:
         worker.join()
     assert len(found) == 60
-    for result in found:  # those not recorded, since another thread's was under way, may differ by rounding
-        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
+    for result in found:
+        np.testing.assert_array_equal(result, expected)
 
 
 def test_what_is_observed_is_computed_op_by_op() -> None:

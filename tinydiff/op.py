@@ -243,7 +243,7 @@ class Op(Generic[P]):
         observed = perf_counter() if OBSERVERS else 0.0
         kernel = cache = None
         try:
-            if self.kernels and (getattr(arrays[0], "size", -1) >= self.smallest or record.current is not None):
+            if self.kernels and (getattr(arrays[0], "size", -1) >= self.smallest or (record.current and record.active())):
                 out, cache, kernel = self._try_kernels(kernels_for(xp), arrays, params)
             if kernel is not None:
                 pass
@@ -282,7 +282,7 @@ class Op(Generic[P]):
 
     def _try_kernels(self, backend: str, arrays: Sequence[Any], params: dict[str, Any]) -> tuple[Any, Any, Kernel | None]:
         for kernel in self.kernels.get(backend, ()):
-            if arrays[0].size >= kernel.above or record.current is not None:
+            if arrays[0].size >= kernel.above or record.active():
                 out = kernel.forward(*arrays, **params)
                 if out is not NotImplemented:
                     return (*out, kernel) if kernel.caches else (out, None, kernel)

@@ -7,7 +7,7 @@ the time goes to Python, a hundred ops of some 25 µs each, and all of that is t
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from tinydiff.op import OBSERVERS, Call
 from tinydiff.tensor import Tensor
 
 Body = Callable[..., Tensor]
+_recording = Lock()
 MOST = 4  # recordings kept, for as many different shapes
 
 
@@ -81,18 +82,20 @@ class Replay:
 
     def __call__(self, body: Body, module: Module, *inputs: Tensor | None) -> Tensor:
         """`body(*inputs)`."""
-        if STATE.enabled or OBSERVERS or record.current is not None or not all(map(_fits, inputs)):
+        if STATE.enabled or record.active() is not None or not all(map(_fits, inputs)):
             return body(*inputs)
         shapes = [None if x is None else x.data.shape for x in inputs]
         key = (*shapes, get_num_threads(), kernels.conv.precise, get_ident())
-        known = self.calls.get(key)
-        if known is None or not known.holds():
-            self.calls.pop(key, None)
-            while len(self.calls) >= MOST:
-                del self.calls[next(iter(self.calls))]
-            known = self.calls[key] = _Recorded(body, module, inputs)
-            return Tensor(known.result.data.copy())
-        return body(*inputs) if known.recording.refused else known.again(inputs)
+        with _recording:  # or another thread's recording would seem to be an observer, and rounding depend on chance
+            if OBSERVERS:
+                known = None
+            elif (known := self.calls.get(key)) is None or not known.holds():
+                self.calls.pop(key, None)
+                while len(self.calls) >= MOST:
+                    del self.calls[next(iter(self.calls))]
+                known = self.calls[key] = _Recorded(body, module, inputs)
+                return Tensor(known.result.data.copy())
+        return body(*inputs) if known is None or known.recording.refused else known.again(inputs)
 
 
 def _fits(x: Tensor | None) -> bool:

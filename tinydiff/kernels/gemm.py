@@ -62,7 +62,7 @@ def linear(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> Any:
     if not float32(x, w, bias) or x.ndim < 2:
         return NotImplemented
     rows = contiguous(x).reshape(-1, x.shape[-1])
-    if pays(len(rows), *w.shape, summed=False) or record.current is not None:
+    if pays(len(rows), *w.shape, summed=False) or record.active():
         y = _rows(rows, w, None if bias is None else contiguous(bias))
     else:
         y = rows @ w
