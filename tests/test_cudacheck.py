@@ -8,11 +8,14 @@ import pytest
 from click.testing import CliRunner
 
 from tests.cudacheck import __main__ as command
+from tests.cudacheck import conflicts, mutants
 from tests.cudacheck import family as frame
-from tests.cudacheck import mutants
 from tests.cudacheck.pairwise import pairwise
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+FAMILIES = frame.families()
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +110,15 @@ def test_the_command_fails_when_a_check_does(monkeypatch):
     result = CliRunner().invoke(command.main, ["--fast", "--family", "example", "--workers", "1"])
     assert result.exit_code == 1
     assert "answer: planted" in result.output
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.typical])
+def test_bank_conflicts_are_as_stated(name):
+    """In tiles that are full, so that the inner loops of float32 and of the tensor cores have none at all."""
+    family = FAMILIES[name]
+    for row, expected in zip(family.typical, conflicts.stated(family), strict=True):
+        found = conflicts.bank_conflicts(family, row)
+        assert sum(c.conflicts for c in found) == expected, conflicts.differing(family, row)
+        if name.startswith("conv igemm"):
+            assert {"read", "write"} == {c.access for c in found}
+            assert row["precision"] == "float64" or not any(c.conflicts for c in found if c.access == "read")

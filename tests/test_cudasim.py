@@ -414,6 +414,33 @@ def test_bank_conflicts_and_sectors():
         assert (fill.requests, fill.parts, fill.least) == (9, 9 * 16, 9 * 16)
 
 
+PLAIN = """
+struct Storage { float tile[64]; double wide[64]; };
+DEVICE float twice(const float* p) { return 2 * *p; }
+KERNEL void strides(float* y, int step) {
+    SHARED(Storage, s);
+    const int t = threadIdx.x;
+    s.tile[t] = s.tile[t + 32] = t;
+    s.wide[t] = s.wide[t + 32] = t;
+    WARP_SYNC(~0u);
+    st(y + t, twice(&s.tile[t * step % 64]) + float(s.wide[t * step % 64]));
+}
+"""
+
+
+@pytest.mark.parametrize("step, phases, wide", [(1, 1, 2), (2, 2, 4), (0, 1, 2)])
+def test_bank_conflicts_of_plain_accesses(step, phases, wide):
+    """Every other word: two a bank. The same word for all lanes: one phase, or one for each half warp if it is of 8 bytes."""
+    kernel = cudasim.compile(HEADER + PLAIN).strides
+    found = kernel.requests(np.zeros(32, np.float32), step, grid=1, block=32, shared=768)
+    reads = {r.bytes: r for r in found if (r.space, r.access) == ("shared", "read")}
+    assert (reads[4].requests, reads[4].parts) == (1, phases) and (reads[8].requests, reads[8].parts) == (1, wide)
+    assert reads[4].where.endswith(":4") and reads[8].where.endswith(":11")
+    writes = [r for r in found if (r.space, r.access) == ("shared", "write")]
+    assert sum(r.requests for r in writes) == 4 and all(r.parts == r.least for r in writes)
+    assert {r.kernel for r in found} == {"strides"}
+
+
 def test_mutants():
     source = HEADER + (
         "struct Storage { float tile[64]; };\n"

@@ -83,7 +83,6 @@ void check_global(const void* p, size_t bytes, Access access, At at) {
              describe_place(p, bytes).c_str());
     }
     check_alignment(p, bytes, access, at);
-    if (settings.record) record_access(p, bytes, false, at);
     if (access != Access::read && !a->writable)
         fail("read-only", at, "%s writes to %s, which is only to be read", name_thread(*current).c_str(), a->name.c_str());
     if (a->writer.empty()) {
@@ -106,40 +105,48 @@ void check_shared(const void* p, size_t bytes, Access access, At at) {
         fail("bounds", at, "%s %s %zu bytes at %s", name_thread(*current).c_str(), verb(access), bytes,
              describe_place(p, bytes).c_str());
     check_alignment(p, bytes, access, at);
-    if (settings.record) record_access(p, bytes, true, at);
 }
 
 void read_global(void* value, const void* p, size_t bytes, At at) {
+    const void* pc = __builtin_return_address(0);
     check_global(p, bytes, Access::read, at);
-    see(p, bytes, Access::read, __builtin_return_address(0));
-    tell_read(p, bytes, __builtin_return_address(0));
+    record(p, bytes, Access::read, at, pc);
+    see(p, bytes, Access::read, pc);
+    tell_read(p, bytes, pc);
     std::memcpy(value, p, bytes);
 }
 
 void write_global(void* p, const void* value, size_t bytes, At at) {
+    const void* pc = __builtin_return_address(0);
     check_global(p, bytes, Access::write, at);
-    see(p, bytes, Access::write, __builtin_return_address(0));
-    tell_write(p, bytes, __builtin_return_address(0));
+    record(p, bytes, Access::write, at, pc);
+    see(p, bytes, Access::write, pc);
+    tell_write(p, bytes, pc);
     std::memcpy(p, value, bytes);
 }
 
 void read_shared(void* value, const void* p, size_t bytes, At at) {
+    const void* pc = __builtin_return_address(0);
     check_shared(p, bytes, Access::read, at);
-    see(p, bytes, Access::read, __builtin_return_address(0));
-    tell_read(p, bytes, __builtin_return_address(0));
+    record(p, bytes, Access::read, at, pc);
+    see(p, bytes, Access::read, pc);
+    tell_read(p, bytes, pc);
     std::memcpy(value, p, bytes);
 }
 
 void write_shared(void* p, const void* value, size_t bytes, At at) {
+    const void* pc = __builtin_return_address(0);
     check_shared(p, bytes, Access::write, at);
-    see(p, bytes, Access::write, __builtin_return_address(0));
-    tell_write(p, bytes, __builtin_return_address(0));
+    record(p, bytes, Access::write, at, pc);
+    see(p, bytes, Access::write, pc);
+    tell_write(p, bytes, pc);
     std::memcpy(p, value, bytes);
 }
 
 template <class T>
 static T add(T* p, T value, At at, const void* pc) {
     check_global(p, sizeof(T), Access::atomic, at);
+    record(p, sizeof(T), Access::atomic, at, pc);
     see(p, sizeof(T), Access::atomic, pc);
     const T old = *p;
     *p = old + value;
@@ -198,8 +205,10 @@ static void copy_now(const Copy& copy) {
 void cp_async(void* dst, const void* src, size_t bytes, bool valid, At at) {
     const void* pc = __builtin_return_address(0);
     check_shared(dst, bytes, Access::write, at);
+    record(dst, bytes, Access::write, at, pc);
     if (valid) {
         check_global(src, bytes, Access::read, at);
+        record(src, bytes, Access::read, at, pc);
         see(src, bytes, Access::read, pc);
     }
     see_copy(dst, bytes, true, pc);

@@ -141,9 +141,12 @@ void see_copy(void* dst, size_t bytes, bool begins, const void* pc) {
 // An access that the compiler reports: to shared memory, to an array, or to what is none of our business (stacks, constants).
 static void plain(const void* p, size_t bytes, Access access, const void* pc) {
     if (!running || !current || current->fiber.owns(p)) return;
-    if (in_shared(p, bytes)) return see_shared(p, bytes, access, pc);
-    if (find_allocation(p, bytes)) {
+    if (in_shared(p, bytes)) {
+        record(p, bytes, access, {nullptr, 0}, pc);
+        see_shared(p, bytes, access, pc);
+    } else if (find_allocation(p, bytes)) {
         check_global(p, bytes, access, {nullptr, 0, pc});
+        record(p, bytes, access, {nullptr, 0}, pc);
         see(p, bytes, access, pc);
     } else if (in_guard(p, bytes)) {
         fail("bounds", {nullptr, 0, pc}, "%s %s %zu bytes at %s", name_thread(*current).c_str(), does(access), bytes,

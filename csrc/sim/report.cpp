@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <set>
+#include <tuple>
 
 #include "runtime.h"
 
@@ -62,29 +63,37 @@ void fail(const char* kind, At at, const char* format, ...) {
 
 bool anything_found() { return !findings.empty(); }
 
-// Wide and global accesses, as the memory system sees them: what the lanes of a warp do at one line, the n-th time each, is
-// one request.
+// Accesses as the memory system sees them: what the lanes of a warp do at one place of the code, the n-th time each, is one
+// request.
+struct SiteKey {
+    const char* kernel;
+    const void* pc;
+    bool shared;
+    Access access;
+    size_t bytes;
+    bool operator<(const SiteKey& other) const {
+        return std::tie(kernel, pc, shared, access, bytes) < std::tie(other.kernel, other.pc, other.shared, other.access, other.bytes);
+    }
+};
 struct Site {
     At at;
-    bool shared;
-    size_t bytes;
     std::vector<uint32_t> times;                                             // by thread
     std::map<std::pair<int, uint32_t>, std::vector<std::pair<int, uintptr_t>>> requests;  // (warp, time): (lane, address)
     uint64_t count = 0, parts = 0, least = 0;
 };
-static std::map<std::pair<std::string, size_t>, Site> sites;
+static std::map<SiteKey, Site> sites;
 static uint32_t recorded_block = ~0u;
 
 // Shared memory serves a request in phases of 128 bytes at most (8 lanes of 16 bytes); in one phase each of 32 banks gives one
 // word. Global memory moves sectors of 32 bytes.
-static void count_parts(Site& site) {
-    for (auto& [key, lanes] : site.requests) {
+static void count_parts(const SiteKey& key, Site& site) {
+    for (auto& [time, lanes] : site.requests) {
         ++site.count;
-        if (site.shared) {
-            const int together = site.bytes >= 16 ? 8 : site.bytes == 8 ? 16 : 32;
+        if (key.shared) {
+            const int together = key.bytes >= 16 ? 8 : key.bytes == 8 ? 16 : 32;
             std::map<int, std::map<uintptr_t, std::set<uintptr_t>>> phases;
             for (auto [lane, address] : lanes)
-                for (uintptr_t word = address / 4; word <= (address + site.bytes - 1) / 4; ++word)
+                for (uintptr_t word = address / 4; word <= (address + key.bytes - 1) / 4; ++word)
                     phases[lane / together][word % 32].insert(word);
             for (auto& [phase, banks] : phases) {
                 size_t most = 0, words = 0;
@@ -98,28 +107,27 @@ static void count_parts(Site& site) {
         } else {
             std::set<uintptr_t> sectors, units;
             for (auto [lane, address] : lanes)
-                for (uintptr_t b = address; b < address + site.bytes; b += std::min<size_t>(site.bytes, 4)) {
+                for (uintptr_t b = address; b < address + key.bytes; b += std::min<size_t>(key.bytes, 4)) {
                     sectors.insert(b / 32);
                     units.insert(b);
                 }
             site.parts += sectors.size();
-            site.least += (units.size() * std::min<size_t>(site.bytes, 4) + 31) / 32;
+            site.least += (units.size() * std::min<size_t>(key.bytes, 4) + 31) / 32;
         }
     }
     site.requests.clear();
     site.times.clear();
 }
 
-void record_access(const void* p, size_t bytes, bool shared, At at) {
-    if (!at.file) return;
+void record(const void* p, size_t bytes, Access access, At at, const void* pc) {
+    if (!settings.record || !running) return;
     if (recorded_block != block_number) {
-        for (auto& [key, site] : sites) count_parts(site);
+        for (auto& [key, site] : sites) count_parts(key, site);
         recorded_block = block_number;
     }
-    Site& site = sites[{print("%s:%d%s", at.file, at.line, shared ? "s" : "g"), bytes}];
+    const bool shared = in_shared(p, bytes);
+    Site& site = sites[{launch.kernel, pc, shared, access, bytes}];
     site.at = at;
-    site.shared = shared;
-    site.bytes = bytes;
     if (site.times.size() < threads.size()) site.times.resize(threads.size());
     const uintptr_t address = shared ? static_cast<const char*>(p) - shared_base : reinterpret_cast<uintptr_t>(p);
     site.requests[{current->warp, site.times[current->id]++}].emplace_back(current->lane, address);
@@ -159,10 +167,12 @@ API const char* sim_report() {
     json += print("], \"launches\": %u, \"mutant_hits\": %ld, \"requests\": [", launch.number, mutant_hits);
     bool first = true;
     for (auto& [key, site] : sites) {
-        count_parts(site);
-        json += print("%s{\"file\": %s, \"line\": %d, \"space\": \"%s\", \"bytes\": %zu, \"requests\": %llu, \"parts\": %llu, "
-                      "\"least\": %llu}",
-                      first ? "" : ", ", quote(site.at.file).c_str(), site.at.line, site.shared ? "shared" : "global", site.bytes,
+        count_parts(key, site);
+        json += print("%s{\"file\": %s, \"line\": %d, \"pc\": %zu, \"kernel\": %s, \"space\": \"%s\", \"access\": \"%s\", ",
+                      first ? "" : ", ", quote(site.at.file ? site.at.file : "").c_str(), site.at.line, offset_of(key.pc),
+                      quote(key.kernel).c_str(), key.shared ? "shared" : "global",
+                      key.access == Access::read ? "read" : key.access == Access::write ? "write" : "atomic");
+        json += print("\"bytes\": %zu, \"requests\": %llu, \"parts\": %llu, \"least\": %llu}", key.bytes,
                       (unsigned long long)site.count, (unsigned long long)site.parts, (unsigned long long)site.least);
         first = false;
     }

@@ -25,7 +25,7 @@ struct Settings {
     uint64_t seed = 0;
     bool late_copies = true;  // asynchronous copies happen when they are waited for, else when they are issued
     int architecture = 80;    // whose limits hold
-    bool record = false;      // keep the addresses of wide and global accesses
+    bool record = false;      // keep the addresses of accesses
 };
 
 struct Copy {
@@ -112,7 +112,7 @@ std::string name_thread(const Thread& thread);
 std::string name_place(At at);  // "file:line"
 std::string print(const char* format, ...) __attribute__((format(printf, 1, 2)));
 bool anything_found();
-void record_access(const void* p, size_t bytes, bool shared, At at);
+void record(const void* p, size_t bytes, Access access, At at, const void* pc);  // at: of a call of ours; pc: of the kernel
 
 // race.cpp
 extern bool instrumented;  // the kernels were compiled so that every access of theirs is seen

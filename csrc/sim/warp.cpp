@@ -180,9 +180,11 @@ struct MatrixOperand {
 };
 
 void ldmatrix_x4(uint32_t* r, const void* row, bool transpose, At at) {
+    const void* pc = __builtin_return_address(0);
     check_shared(row, 16, Access::read, at);
-    see(row, 16, Access::read, __builtin_return_address(0));
-    tell_read(row, 16, __builtin_return_address(0));
+    record(row, 16, Access::read, at, pc);
+    see(row, 16, Access::read, pc);
+    tell_read(row, 16, pc);
     MatrixOperand mine{r, static_cast<const uint16_t*>(row)};
     auto exchange = [](Thread* const* lanes, bool transpose) {
         for (int lane = 0; lane < kWarp; ++lane)

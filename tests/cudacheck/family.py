@@ -15,7 +15,7 @@ import numpy as np
 
 from tests.cudacheck.launchers import Launchers, Program
 from tests.cudacheck.pairwise import Row, pairwise
-from tinydiff.cudasim import SCHEDULES, Memory
+from tinydiff.cudasim import SCHEDULES, Memory, Requests
 from tinydiff.cudasim.build import csrc
 
 OFFSETS = {4: 0, 2: 2, 1: 1}  # alignment in elements: how far arrays lie from a multiple of 256 bytes
@@ -46,7 +46,8 @@ class Family:
 
     `axes` are the problem's; alignment (of all arrays, in elements), schedule and, with `copies`, late or early asynchronous
     copies are added. `run(**row)` makes the run of one combination; `valid(row)` says which combinations there are.
-    `own` are the sources that are checked, where `sources` has others that are only linked.
+    `own` are the sources that are checked, where `sources` has others that are only linked. `typical` are combinations that fill
+    a tile, for which bank conflicts are counted (conflicts.py).
     """
 
     name: str
@@ -59,6 +60,7 @@ class Family:
     alignments: Sequence[int] = (4, 2, 1)
     architecture: int = 80
     own: Sequence[Path] = ()
+    typical: Sequence[Row] = ()
 
     @functools.cached_property
     def rows(self) -> list[Row]:
@@ -104,22 +106,22 @@ def _poison(array: np.ndarray) -> np.ndarray:
     return np.frombuffer(b"\x7f" * array.nbytes, array.dtype).reshape(array.shape).copy()
 
 
-def _problem(family: Family, row: Row) -> Run:
+def problem(family: Family, row: Row) -> Run:
     return family.run(**{name: value for name, value in row.items() if name not in ("schedule", "copies")})
 
 
 def check(family: Family, row: Row, mutant: int = 0) -> tuple[list[Failure], int]:
     """Run one combination with all checks. Returns what failed and how often the mutant was reached."""
-    run = _problem(family, row)
+    run = problem(family, row)
     settings = {
         "schedule": row["schedule"],
         "late_copies": row.get("copies") != "early",
         "mutant": mutant,
         "architecture": family.architecture,
     }
-    failures, results, hits = _execute(family, run, row["alignment"], {**settings, "seed": 1})
+    failures, results, hits, _ = execute(family, run, row["alignment"], {**settings, "seed": 1})
     if not failures and row["schedule"] == "random":  # the order of threads must not change a bit
-        again, other, _ = _execute(family, run, row["alignment"], {**settings, "seed": 2})
+        again, other, _, _ = execute(family, run, row["alignment"], {**settings, "seed": 2})
         failures += again
         failures += [
             Failure("order", f"{name} depends on the order in which threads run")
@@ -129,9 +131,10 @@ def check(family: Family, row: Row, mutant: int = 0) -> tuple[list[Failure], int
     return failures, hits
 
 
-def _execute(
+def execute(
     family: Family, run: Run, alignment: int, settings: dict[str, Any]
-) -> tuple[list[Failure], dict[str, np.ndarray], int]:
+) -> tuple[list[Failure], dict[str, np.ndarray], int, list[Requests]]:
+    """One call on the simulator: what failed, the results, how often the mutant was reached, and the recorded requests."""
     simulator = family.launchers.simulator
     arrays = {
         **run.inputs,
@@ -145,6 +148,7 @@ def _execute(
         error = family.launchers.call(run.launcher, run.arguments, pointers)
         findings = simulator.findings()
         hits = simulator.mutant_hits()
+        requests = simulator.requests() if settings.get("record") else []
         message = family.launchers.message(error) if error else ""
     failures = [Failure(f.kind, str(f)) for f in findings]
     if not findings and bool(error) != run.refused:
@@ -155,7 +159,7 @@ def _execute(
     results = {name: memory[name].array.copy() for name in run.expected}
     if not failures and not run.refused:
         failures += compare(run, results)
-    return failures, results, hits
+    return failures, results, hits, requests
 
 
 def compare(run: Run, results: Mapping[str, np.ndarray]) -> list[Failure]:
@@ -173,7 +177,7 @@ def compare(run: Run, results: Mapping[str, np.ndarray]) -> list[Failure]:
 
 def check_in_program(family: Family, row: Row, sanitizer: str, program: Program, mutant: int = 0) -> list[Failure]:
     """Run one combination in a program that ThreadSanitizer ("tsan") or AddressSanitizer ("asan") watches."""
-    run = _problem(family, row)
+    run = problem(family, row)
     if run.refused or row["alignment"] != 4:
         return []
     arrays = {**run.inputs, **run.updated, **{n: _poison(a) for n, a in {**run.outputs, **run.workspaces}.items()}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -46,14 +47,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class Requests:
-    """What the wide and global accesses of one line cost the memory system.
+    """What the accesses of one line cost the memory system.
 
-    `parts` are bank phases for shared memory and 32-byte sectors for global memory; `least` is what the same bytes need at
-    best. `parts - least` bank conflicts are in shared memory.
+    `where` is the line, and `caller` the one that called the function it is in, where that was inlined; both "file:line".
+    `space` is "shared" or "global", `access` "read", "write" or "atomic", `bytes` those of one thread. `parts` are bank phases
+    for shared memory and 32-byte sectors for global memory; `least` is what the same bytes need at best. In shared memory
+    `parts - least` are bank conflicts. Accesses that don't go through the launch header are seen with `races=True` only.
     """
 
+    kernel: str
     where: str
+    caller: str
     space: str
+    access: str
     bytes: int
     requests: int
     parts: int
@@ -179,42 +185,56 @@ class Simulator:
     def findings(self) -> list[Finding]:
         """What was found since the settings were made."""
         found = self._report()["findings"]
-        lines = self._lines([pc for f in found for pc in (f["pc"], f["other_pc"]) if pc])
+        chains = self._chains([pc for f in found for pc in (f["pc"], f["other_pc"]) if pc])
         result = []
         for f in found:
-            where = _place(f["file"], f["line"]) if f["file"] else lines.get(f["pc"], "")
-            result.append(Finding(f["kind"], f["message"], where, lines.get(f["other_pc"], ""), f["kernel"]))
+            where = _place(f["file"], f["line"]) if f["file"] else _nth(chains.get(f["pc"]), 0)
+            result.append(Finding(f["kind"], f["message"], where, _nth(chains.get(f["other_pc"]), 0), f["kernel"]))
         return result
 
     def requests(self) -> list[Requests]:
-        """The memory requests recorded since the settings were made (`record=True`)."""
-        return [
-            Requests(_place(r["file"], r["line"]), r["space"], r["bytes"], r["requests"], r["parts"], r["least"])
-            for r in self._report()["requests"]
-        ]
+        """The memory requests recorded since the settings were made (`record=True`), those of one line together."""
+        found = self._report()["requests"]
+        chains = self._chains([r["pc"] for r in found if r["pc"]])
+        counts: dict[tuple[Any, ...], list[int]] = {}
+        for r in found:
+            chain = chains.get(r["pc"], [])
+            where = _place(r["file"], r["line"]) if r["file"] else _nth(chain, 0)
+            caller = _nth(chain, chain.index(where) + 1) if where in chain else ""
+            count = counts.setdefault((r["kernel"], where, caller, r["space"], r["access"], r["bytes"]), [0, 0, 0])
+            for i, name in enumerate(("requests", "parts", "least")):
+                count[i] += r[name]
+        return [Requests(*key, *count) for key, count in counts.items()]
 
     def mutant_hits(self) -> int:
         """How often the guard that is switched off was reached."""
         return int(self._report()["mutant_hits"])
 
-    def _lines(self, offsets: Sequence[int]) -> dict[int, str]:
-        """The source line of each offset in the library: the innermost that is not the simulator's own."""
+    def _chains(self, offsets: Sequence[int]) -> dict[int, list[str]]:
+        """The source lines of each offset in the library: the innermost first, then its callers as far as they are inlined.
+
+        The simulator's own are left out.
+        """
         tool = shutil.which("addr2line")
         if not offsets or tool is None:
             return {}
-        addresses = [hex(offset) for offset in offsets]
-        out = subprocess.run([tool, "-a", "-i", "-e", str(self.path), *addresses], capture_output=True, text=True).stdout
-        own = (str(csrc() / "sim"), str(csrc() / "launch.h"))
-        lines: dict[int, str] = {}
+        addresses = "\n".join(hex(offset) for offset in offsets)
+        out = subprocess.run([tool, "-a", "-i", "-e", str(self.path)], input=addresses, capture_output=True, text=True).stdout
+        own = (f"{csrc() / 'sim'}{os.sep}", str(csrc() / "launch.h"))
+        chains: dict[int, list[str]] = {offset: [] for offset in offsets}
         offset = 0
         for line in out.splitlines():
             if line.startswith("0x"):
                 offset = int(line, 16)
-            elif offset not in lines and not line.startswith("??"):
+            elif not line.startswith("??"):
                 file, _, number = line.partition(" ")[0].rpartition(":")
                 if not str(Path(file).resolve()).startswith(own):
-                    lines[offset] = _place(file, number)
-        return lines
+                    chains[offset].append(_place(file, number))
+        return chains
+
+
+def _nth(chain: Sequence[str] | None, n: int) -> str:
+    return chain[n] if chain and n < len(chain) else ""
 
 
 def _place(file: str, line: int | str) -> str:
