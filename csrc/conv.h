@@ -14,7 +14,7 @@ struct ConvCall {
     ConvSize size;
     int split, bias_per_sample, activation;
     const void *bias, *residual;
-    void *x, *w, *y, *workspace;
+    void *before, *x, *w, *y, *workspace;
     uintptr_t stream;
 };
 
@@ -54,12 +54,14 @@ DEVICE T activated(T v, int activation) {
 template <class T>
 struct Epilogue {
     const T *bias, *residual;
+    T* before;  // the activation
     int pixels_per_bias;  // p q where every sample has its own bias, else all pixels
     int channels, activation;
 
     DEVICE T operator()(T sum, int pixel, int channel) const {
         if (bias) sum += ld(bias + pixel / pixels_per_bias * channels + channel);
         if (residual) sum += ld(residual + pixel * channels + channel);
+        if (before) st(before + pixel * channels + channel, sum);
         return activated(sum, activation);
     }
 };
@@ -67,9 +69,10 @@ struct Epilogue {
 template <class T>
 Epilogue<T> epilogue_of(const ConvCall& call) {
     const ConvSize& s = call.size;
-    if (call.direction != kForward) return {nullptr, nullptr, 1, 1, kNone};
+    if (call.direction != kForward) return {nullptr, nullptr, nullptr, 1, 1, kNone};
     const int pixels = s.p * s.q * (call.bias_per_sample ? 1 : s.n);
-    return {static_cast<const T*>(call.bias), static_cast<const T*>(call.residual), pixels, s.o, call.activation};
+    return {static_cast<const T*>(call.bias), static_cast<const T*>(call.residual), static_cast<T*>(call.before),
+            pixels, s.o, call.activation};
 }
 
 inline bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }

@@ -20,11 +20,12 @@ constexpr int kCount = sizeof kVersions / sizeof *kVersions;
 
 int conv2d(int version, int direction, int precision, int n, int h, int w, int c, int o, int kh, int kw, int p, int q, int sh,
            int sw, int top, int left, int split, int bias_per_sample, int activation, const void* bias, const void* residual,
-           void* x, void* weight, void* y, void* workspace, uintptr_t stream) {
+           void* before, void* x, void* weight, void* y, void* workspace, uintptr_t stream) {
     if (version < 0 || version >= kCount) return kUnsupported;
     const ConvSize size{n, h, w, c, o, kh, kw, p, q, sh, sw, top, left};
     return kVersions[version].launch(
-        {direction, precision, size, split, bias_per_sample, activation, bias, residual, x, weight, y, workspace, stream});
+        {direction, precision, size, split, bias_per_sample, activation, bias, residual, before, x, weight, y, workspace,
+         stream});
 }
 
 int64_t conv2d_workspace(int version, int direction, int precision, int n, int h, int w, int c, int o, int kh, int kw, int p,
@@ -32,5 +33,5 @@ int64_t conv2d_workspace(int version, int direction, int precision, int n, int h
     if (version < 0 || version >= kCount) return 0;
     const ConvSize size{n, h, w, c, o, kh, kw, p, q, sh, sw, top, left};
     return kVersions[version].workspace(
-        {direction, precision, size, split, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 0});
+        {direction, precision, size, split, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 0});
 }

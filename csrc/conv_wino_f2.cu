@@ -103,7 +103,7 @@ wino_products(Squares a, const float* image, const float* weights, float* result
     using Storage = SimtStorage<float, Tile>;
     SHARED(Storage, shared);
     const PointProduct product(a, image, weights, result, blockIdx.z);
-    const Epilogue<float> none{nullptr, nullptr, 1, 1, kNone};
+    const Epilogue<float> none{nullptr, nullptr, nullptr, 1, 1, kNone};
     simt_product<float, Tile, kWide>(shared, product, blockIdx.x * Tile::kRows, blockIdx.y * Tile::kColumns,
                                      StoreFours<float, kWide>{product.out, none});
 }

@@ -532,6 +532,11 @@ def _(x: Any, w: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, resid
     return build(out.shape, value)
 
 
+@oracle("conv2d_activation")
+def _(x: Any, w: Any, bias: Any, residual: Any, stride: Any, padding: Any, activation: Any) -> Any:
+    return ORACLES["conv2d"](x, w, bias, stride, padding, residual, activation)
+
+
 @oracle("conv2d_input_grad")
 def _(gy: Any, w: Any, size: Any, stride: Any, padding: Any) -> Any:
     out = np.zeros((gy.shape[0], *size, w.shape[2]))

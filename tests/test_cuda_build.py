@@ -78,6 +78,60 @@ def test_the_rules_choice_is_launched(built, monkeypatch, x, w, arguments, versi
     assert_close([found], [ops.conv2d(*arrays, **arguments).numpy()], 2e-5)
 
 
+@pytest.fixture
+def launches(monkeypatch):
+    """What was launched so far: (name, numbers, arrays)."""
+    found = []
+    real = cuda.launch
+
+    def launch(name, numbers, arrays, written):
+        found.append((name, numbers, arrays))
+        real(name, numbers, arrays, written)
+
+    monkeypatch.setattr(cuda, "launch", launch)
+    return found
+
+
+@pytest.mark.parametrize("activation", ["silu", "relu"])
+@pytest.mark.parametrize("bias", [None, (6,), (2, 6)])
+def test_bias_residual_and_activation_are_the_kernels_epilogue(built, launches, activation, bias):
+    """One launch forward, whether or not a gradient will be asked for, and one for each gradient; second ones agree too."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape) for shape in ((2, 5, 4, 5), (3, 3, 5, 6), bias, (2, 5, 4, 6)) if shape]
+    slope = rng.standard_normal((2, 5, 4, 6))
+
+    def call(device, dtype=np.float64):
+        x, w, *b, residual = leaves = [td.tensor(a, True, dtype, device) for a in arrays]
+        return leaves, ops.conv2d(x, w, b[0] if b else None, padding=1, residual=residual, activation=activation)
+
+    results = {}
+    for device in ("cpu", "cudasim"):
+        leaves, y = call(device)
+        first = td.grad(y, leaves, td.tensor(slope, device=device))
+        directions = [cuda.convrule.DIRECTIONS[numbers[1]] for _, numbers, _ in launches]
+        assert directions == ([] if device == "cpu" else ["forward", "input_grad", "weight_grad"])
+        leaves, again = call(device)
+        gradients = td.grad(again, leaves, td.tensor(slope, device=device), create_graph=True)
+        second = td.grad(list(gradients[:2]), leaves[:2], [td.tensor(a, device=device) for a in arrays[:2]])
+        results[device] = [t.numpy() for t in (y, *first, *second)]
+    assert_close(results["cudasim"], results["cpu"], 1e-12)
+
+    launches.clear()
+    with td.no_grad(), recorded_calls() as calls:
+        _, y = call("cudasim", np.float32)
+    assert [c[0].name for c in calls] == ["conv2d_activation"] and [name for name, *_ in launches] == ["conv2d"]
+    assert_close([y.numpy()], [results["cpu"][0]], 2e-5)
+
+
+def test_what_the_activation_was_applied_to_is_kept_for_silus_gradient_alone(built, launches):
+    x, w = (td.tensor(np.ones(shape, np.float32), True, device="cudasim") for shape in ((1, 4, 4, 2), (3, 3, 2, 2)))
+    ops.conv2d(x, w, activation="silu")
+    ops.conv2d(x, w, activation="relu")
+    with td.no_grad():
+        ops.conv2d(x, w, activation="silu")
+    assert [arrays["before"] is not None for _, _, arrays in launches] == [True, False, False]
+
+
 def test_tensor_cores_only_where_rounding_is_allowed(built):
     rng = np.random.default_rng(0)
     x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 8, 8, 32), (3, 3, 32, 32)))
@@ -125,10 +179,59 @@ def test_more_elements_than_indices_are_refused(monkeypatch):
         cuda.check(a=simarray.zeros((4, 6), np.float32))
 
 
+def test_arrays_without_memory_or_of_another_gpu_are_refused(monkeypatch):
+    a = simarray.zeros((4, 6), np.float32)
+    with monkeypatch.context() as patch:
+        patch.setattr(simarray.ndarray, "data", property(lambda self: simarray.MemoryPointer(0)))
+        with pytest.raises(ValueError, match=r"a of shape \(4, 6\) has no memory: it was freed"):
+            cuda.check(a=a)
+        cuda.check(a=simarray.zeros((0, 6), np.float32))  # what is empty needs none
+    with monkeypatch.context() as patch:
+        patch.setattr(simarray.ndarray, "device", property(lambda self: simarray.Device(1)))
+        with pytest.raises(TypeError, match="a is on GPU 1, and the current one is 0; move it there"):
+            cuda.check(a=a)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "arguments", "message"),
+    [
+        ((1, 2, 2, 1), (1, 1, 1, 2), {"padding": 30_000, "stride": 20_000}, r"x, padded, of shape \(1, 60002, 60002, 1\)"),
+        ((1, 2, 2**20, 1), (1, 1, 1, 2**10), {}, r"the result, with the kernel's border, of shape \(1, 3, 1048577, 1024\)"),
+    ],
+)
+def test_sizes_past_32_bits_are_refused_before_anything_is_allocated(built, monkeypatch, shape, kernel, arguments, message):
+    x, w = (td.tensor(np.ones(s, np.float32), device="cudasim") for s in (shape, kernel))
+    monkeypatch.setattr(simarray, "empty", None)
+    with pytest.raises(ValueError, match=message + " has .* elements, more than 32 bits index; split the batch"):
+        ops.conv2d(x, w, **arguments)
+
+
+def test_too_little_memory_is_one_sentence(built, monkeypatch):
+    x, w = (td.tensor(np.ones(s, np.float32), device="cudasim") for s in ((1, 4, 4, 64), (3, 3, 64, 64)))
+    real = simarray.empty
+
+    def refuse(smallest):
+        def empty(shape, dtype=float):
+            if np.prod(shape) >= smallest:
+                raise MemoryError("Out of memory allocating 9 bytes")
+            return real(shape, dtype)
+
+        return empty
+
+    for smallest, name in ((1, "y, 0 MB"), (10_000, "the workspace of wino_f2, 0 MB")):
+        with monkeypatch.context() as patch:
+            patch.setattr(simarray, "empty", refuse(smallest))
+            message = rf"no room on the GPU for {name} \(Out of memory allocating 9 bytes\); use a smaller batch"
+            with pytest.raises(MemoryError, match=message):
+                ops.conv2d(x, w, padding=1)
+    ops.conv2d(x, w, padding=1)
+
+
 def test_a_kernel_that_leaves_its_arrays_is_an_error_not_a_crash(built):
     x, w, y = (simarray.zeros(shape, np.float32) for shape in ((1, 4, 4, 2), (3, 3, 2, 2), (1, 4, 4, 2)))
     size = [0, 0, 0, 1, 4, 4, 2, 2, 3, 3, 4, 4, 1, 1, 1, 1, 0, 0, 0]
-    arrays = {"bias": None, "residual": None, "x": x, "weight": w, "y": y[:, :3], "workspace": simarray.zeros(1, np.float32)}
+    arrays = {"bias": None, "residual": None, "before": None, "x": x, "weight": w, "y": y[:, :3]}
+    arrays["workspace"] = simarray.zeros(1, np.float32)
     cuda.launch("conv2d", size, arrays | {"y": y}, ["y", "workspace"])
     with pytest.raises(KernelError, match=r"bounds.* y"):
         cuda.launch("conv2d", size, arrays, ["y", "workspace"])

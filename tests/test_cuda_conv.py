@@ -9,6 +9,7 @@ import pytest
 
 from tinydiff.cudasim import Memory, Simulator, build
 from tinydiff.kernels.convrule import DIRECTIONS, PRECISIONS, VERSIONS, ConvSize, choose
+from tinydiff.kernels.convrule import takes as rule_takes
 from tinydiff.ops import conv as definitions
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -40,28 +41,35 @@ def simulator():
     return Simulator.load(build.link([build.kernel_object(folder / name, "fast") for name in sources], "fast"))
 
 
-def convolve(simulator, version, direction, precision, x, w, y, stride, padding, split=0, bias=None, residual=None, act=None):
-    """Run one direction; the array it writes gives only its shape. Returns the launcher's code and the result."""
+def convolve(
+    simulator, version, direction, precision, x, w, y, stride, padding, split=0, bias=None, residual=None, act=None, before=None
+):
+    """Run one direction; the array it writes gives only its shape. Returns the launcher's code and the result.
+
+    `before`, if given, is overwritten with what the activation is applied to.
+    """
     (top, _), (left, _) = padding
     (n, h, v, c), (kh, kw, _, o), (_, p, q, _) = x.shape, w.shape, y.shape
     size = [VERSIONS.index(version), direction, precision, n, h, v, c, o, kh, kw, p, q, *stride, top, left, split]
     library = simulator.library
     library.conv2d_workspace.restype = ctypes.c_int64
     scratch = np.zeros(library.conv2d_workspace(*size) // 8 + 1)
-    arrays = {"bias": bias, "residual": residual, "x": x, "w": w, "y": y, "workspace": scratch}
-    written = NAMES[direction]
+    arrays = {"bias": bias, "residual": residual, "before": before, "x": x, "w": w, "y": y, "workspace": scratch}
+    written = NAMES[direction], "before", "workspace"
     memory = {}
     for name, array in arrays.items():
         if array is not None:
-            fill = np.full_like(array, np.nan) if name in (written, "workspace") else array
+            fill = np.full_like(array, np.nan) if name in written else array
             memory[name] = Memory(np.ascontiguousarray(fill))
     pointers = [ctypes.c_void_p(memory[name].pointer if name in memory else 0) for name in arrays]
     per_sample = int(bias is not None and bias.ndim == 2)
-    with simulator.settings(), simulator.tracked([(k, m, k in (written, "workspace")) for k, m in memory.items()]):
+    with simulator.settings(), simulator.tracked([(k, m, k in written) for k, m in memory.items()]):
         code = library.conv2d(*size, per_sample, list(ACTIVATIONS).index(act), *pointers, ctypes.c_size_t(0))
         assert [str(f) for f in simulator.findings()] == []
     assert {name: m.damage() for name, m in memory.items() if m.damage()} == {}
-    return code, memory[written].array
+    if before is not None:
+        before[...] = memory["before"].array
+    return code, memory[written[0]].array
 
 
 def expected(direction, x, w, y, stride, padding):
@@ -115,8 +123,10 @@ def test_convolutions_agree_with_the_definitions(simulator, version, precision, 
     size, kernel, stride, padding, channels = shape
     x, w, y = problem(size, kernel, stride, padding, channels, np.float64 if precision == FLOAT64 else np.float32)
     answer = expected(direction, x, w, y, stride, padding)
+    sizes = ConvSize(*x.shape, channels[1], *kernel, *y.shape[1:3], *stride, padding[0][0], padding[1][0])
     for split in (1, 3) if direction == WEIGHT_GRAD else (0,):
         code, result = convolve(simulator, version, direction, precision, x, w, y, stride, padding, split)
+        assert rule_takes(version, DIRECTIONS[direction], sizes, PRECISIONS[precision], (8, 0), True) == (code == 0)
         if not takes(version, precision, direction, shape):
             assert code == UNSUPPORTED
             continue
@@ -140,11 +150,15 @@ def test_epilogues(simulator, version, bias, residual, act):
     rng = np.random.default_rng(1)
     b = None if bias is None else rng.standard_normal((size[0], o)[-bias:]).astype(np.float32)
     r = rng.standard_normal(y.shape).astype(np.float32) if residual else None
-    code, result = convolve(simulator, version, FORWARD, precision, x, w, y, stride, padding, bias=b, residual=r, act=act)
+    before = np.zeros_like(y) if act else None
+    code, result = convolve(simulator, version, FORWARD, precision, x, w, y, stride, padding, 0, b, r, act, before)
     answer = expected(FORWARD, x, w, y, stride, padding)
     answer = answer + (0 if b is None else b if b.ndim == 1 else b[:, None, None]) + (0 if r is None else r)
     assert code == 0
-    np.testing.assert_allclose(result, ACTIVATIONS[act](answer), rtol=0, atol=TOLERANCE[precision] * np.abs(answer).max())
+    tolerance = TOLERANCE[precision] * np.abs(answer).max()
+    np.testing.assert_allclose(result, ACTIVATIONS[act](answer), rtol=0, atol=tolerance)
+    if act:
+        np.testing.assert_allclose(before, answer, rtol=0, atol=tolerance)
 
 
 LEVEL = {"image": (1, 64, 64), "kernel": (3, 3), "stride": (1, 1), "channels": (64, 128), "batch": 8}

@@ -1,10 +1,13 @@
 """The simulated GPU: arrays as strict as CuPy's, every op on them as on the CPU, and training without a hidden copy."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import tinydiff as td
-from tinydiff import backend, ops, simarray
+from tinydiff import backend, nn, ops, simarray
 from tinydiff.op import REGISTRY
 from tinydiff.samples import SAMPLES
 
@@ -241,9 +244,43 @@ def test_unknown_devices():
 
 def test_a_missing_gpu_is_one_sentence(monkeypatch):
     backend._check_gpu.cache_clear()
-    monkeypatch.setitem(__import__("sys").modules, "cupy", None)
+    monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(RuntimeError, match=r"needs CuPy .*pip install 'tinydiff\[cuda\]'"):
         td.tensor([1.0], device="cuda")
+    backend._check_gpu.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (
+            "cudaErrorInsufficientDriver: CUDA driver version is insufficient",
+            r"and its driver \(CUDA driver version is insuff.*\)",
+        ),
+        (0, "needs a GPU, and the driver finds none: see CUDA_VISIBLE_DEVICES"),
+    ],
+)
+def test_a_missing_driver_is_one_sentence(monkeypatch, count, message):
+    """A module that answers as CuPy does where it is installed and the driver, or the GPU, is not."""
+
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+    def devices():
+        if isinstance(count, str):
+            raise CUDARuntimeError(count)
+        return count
+
+    runtime = SimpleNamespace(getDeviceCount=devices, CUDARuntimeError=CUDARuntimeError)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
+    for call in (
+        lambda: td.tensor([1.0], device="cuda"),
+        lambda: td.tensor([1.0]).to("cuda"),
+        lambda: nn.Linear(1, 1).to("cuda"),
+    ):
+        backend._check_gpu.cache_clear()
+        with pytest.raises(RuntimeError, match=message):
+            call()
     backend._check_gpu.cache_clear()
 
 

@@ -263,6 +263,10 @@ def _images() -> None:
     register("conv2d", normal(2, 3, 3, 2), normal(3, 3, 2, 2), normal(2), 1, 1)
     register("conv2d", normal(2, 3, 3, 2), normal(3, 3, 2, 2), normal(2, 2), 1, 1, normal(2, 3, 3, 2), "silu")
     register("conv2d", normal(1, 3, 3, 2), normal(1, 1, 2, 2), None, 1, 0, normal(1, 3, 3, 2), "relu")
+    padded: dict[str, Any] = {"stride": (1, 1), "padding": ((1, 1), (1, 1))}
+    residual = normal(2, 3, 3, 2)
+    register("conv2d_activation", normal(2, 3, 3, 2), normal(3, 3, 2, 2), normal(2, 2), residual, **padded, activation="silu")
+    register("conv2d_activation", normal(2, 3, 3, 2), normal(3, 3, 2, 2), normal(2), None, **padded, activation="relu")
     for name in ("max_pool2d", "avg_pool2d"):
         register(name, normal(1, 4, 4, 2), 2)
         register(name, normal(1, 5, 4, 1), (3, 2), (1, 2))

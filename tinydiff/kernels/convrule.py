@@ -21,6 +21,7 @@ VERSIONS = (  # in the order of enum Version in csrc/kernels.h
     "wino_f2",
 )
 DIRECTIONS = ("forward", "input_grad", "weight_grad")
+ACTIVATIONS = (None, "silu", "relu")
 PRECISIONS = ("float32", "float64", "tf32", "bf16")
 LARGEST_KERNEL = 16  # of the implicit products
 FEW = 4  # channels of an image or of a result
@@ -71,25 +72,19 @@ def choose(
     Of 3, 5 and 6 the 64 × 64 tile where the 128 × 128 one would give less than a block for each multiprocessor, or be half
     empty; and for float64.
     """
-    image, result = (size.o, size.c) if direction == "input_grad" else (size.c, size.o)
-    taps = size.kh * size.kw
-    few = min(image, result) <= FEW
-    unit_stride = (size.sh, size.sw) == (1, 1)
     plain = "float64" if precision == "float64" else "float32"
 
     if max(size.kh, size.kw) > LARGEST_KERNEL:
         return "direct", plain
-    if few and (direction == "forward" or (direction == "input_grad" and unit_stride)):
-        held = 64 if image <= FEW else result
-        if taps * image * held * (8 if precision == "float64" else 4) <= SHARED_BYTES:
-            return "small_c", plain
+    if takes("small_c", direction, size, plain, capability, aligned):
+        return "small_c", plain
     multiple = math.gcd(size.c, size.o) if aligned and capability >= (8, 0) else 1
     suffix = "" if _fills(direction, size, multiprocessors) else "_64"
     if (precision == "tf32" and multiple % 4 == 0) or (precision == "bf16" and multiple % 8 == 0):
         return "igemm_tc" + suffix, precision
     if precision == "float64":
         return "igemm_simt_64", precision
-    if taps == 9 == size.kh**2 and unit_stride and direction != "weight_grad" and min(size.c, size.o) >= WINOGRAD_CHANNELS:
+    if takes("wino_f2", direction, size, plain, capability, aligned) and min(size.c, size.o) >= WINOGRAD_CHANNELS:
         return "wino_f2", plain
     return ("igemm_async" if multiple % 4 == 0 else "igemm_simt") + suffix, plain
 
@@ -103,3 +98,34 @@ def _fills(direction: str, size: ConvSize, multiprocessors: int) -> bool:
     elif direction == "weight_grad":
         return min(size.kh * size.kw * size.c, size.o) > 64
     return columns > 64 and -(-rows // 128) * -(-columns // 128) * phases >= multiprocessors
+
+
+OFFERS = {  # by version: what c and o must be multiples of, in each precision that there is
+    "direct": {"float32": 1, "float64": 1},
+    "small_c": {"float32": 1, "float64": 1},
+    "igemm_simt": {"float32": 1},
+    "igemm_simt_64": {"float32": 1, "float64": 1},
+    "igemm_async": {"float32": 4},
+    "igemm_async_64": {"float32": 4},
+    "igemm_tc": {"tf32": 4, "bf16": 8},
+    "igemm_tc_64": {"tf32": 4, "bf16": 8},
+    "wino_f2": {"float32": 1},
+}
+
+
+def takes(version: str, direction: str, size: ConvSize, precision: str, capability: tuple[int, int], aligned: bool) -> bool:
+    """Whether a version can do a problem in a precision; arguments as in `choose`."""
+    if precision not in OFFERS[version] or math.gcd(size.c, size.o) % OFFERS[version][precision]:
+        return False
+    if version.startswith(("igemm_async", "igemm_tc")) and not (aligned and capability >= (8, 0)):
+        return False
+    unit_stride = (size.sh, size.sw) == (1, 1)
+    if version == "small_c":
+        image, result = (size.o, size.c) if direction == "input_grad" else (size.c, size.o)
+        held = [64] * (image <= FEW) + [result] * (result <= FEW)  # results of which a block holds the weights
+        bytes_each = size.kh * size.kw * image * (8 if precision == "float64" else 4)
+        fits = any(n * bytes_each <= SHARED_BYTES for n in held)
+        return fits and (direction == "forward" or (direction == "input_grad" and unit_stride))
+    if version == "wino_f2":
+        return (size.kh, size.kw) == (3, 3) and unit_stride and direction != "weight_grad"
+    return version == "direct" or max(size.kh, size.kw) <= LARGEST_KERNEL

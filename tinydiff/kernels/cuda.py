@@ -7,6 +7,7 @@ in order, one GPU, sizes within 32 bits. On the simulator each launch is watched
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -21,7 +22,7 @@ from tinydiff.kernels import convrule
 
 EXTENSIONS = {"cuda": "_cuda", "cudasim": "_cudasim"}
 PRECISIONS = ("float32", "tf32", "bf16")
-LARGEST = 2**31 - 1  # what a kernel's index holds
+LARGEST = 2**31 - 2**16  # what a kernel's index holds, less what a tile reaches past the end
 ALIGNMENT = 16  # bytes that vector loads need
 
 _precision = "float32"
@@ -82,7 +83,7 @@ def check(**arrays: Array | None) -> None:
     """Refuse what a kernel would read wrongly.
 
     Raises TypeError for dtypes other than float32 and float64, or mixed ones, or arrays of another GPU than the current one;
-    ValueError for arrays that are not C-contiguous, or too large for indices of 32 bits.
+    ValueError for arrays that are not C-contiguous, too large for indices of 32 bits, or without memory.
     """
     given = {name: a for name, a in arrays.items() if a is not None}
     xp = array_module(*given.values())
@@ -94,8 +95,9 @@ def check(**arrays: Array | None) -> None:
     for name, a in given.items():
         if not a.flags.c_contiguous:
             raise ValueError(f"{name} of shape {a.shape} is not C-contiguous; pass xp.ascontiguousarray({name})")
-        if a.size > LARGEST:
-            raise ValueError(f"{name} of shape {a.shape} has {a.size} elements, more than 32 bits index; split the batch")
+        check_size(name, a.shape)
+        if a.size and not a.data.ptr:
+            raise ValueError(f"{name} of shape {a.shape} has no memory: it was freed; keep a reference to what it is a view of")
         if a.data.ptr % a.dtype.itemsize:
             raise ValueError(f"{name} begins at an address that is no multiple of {a.dtype.itemsize} bytes; pass {name}.copy()")
         if a.device.id != current:
@@ -122,6 +124,23 @@ def exactly(array: Array) -> int:
     return convrule.PRECISIONS.index(array.dtype.name)
 
 
+def check_size(name: str, shape: Sequence[int]) -> None:
+    """Raise ValueError for a shape whose elements indices of 32 bits can't tell apart."""
+    if math.prod(shape) > LARGEST:
+        raise ValueError(
+            f"{name} of shape {tuple(shape)} has {math.prod(shape)} elements, more than 32 bits index; split the batch"
+        )
+
+
+def allocate(xp: ModuleType, name: str, shape: Sequence[int], dtype: Any) -> Array:
+    """An array that nobody wrote yet. Raises MemoryError that says what there is no room for."""
+    try:
+        return xp.empty(shape, dtype)
+    except MemoryError as error:  # CuPy's too
+        megabytes = math.prod(shape) * np.dtype(dtype).itemsize / 1e6
+        raise MemoryError(f"no room on the GPU for {name}, {megabytes:,.0f} MB ({error}); use a smaller batch") from None
+
+
 def aligned(*arrays: Array) -> bool:
     """Whether all begin where vector loads may."""
     return all(a.data.ptr % ALIGNMENT == 0 for a in arrays)
@@ -137,6 +156,10 @@ def _gpu(xp: ModuleType) -> tuple[tuple[int, int], int]:
         return (8, 0), 108
     device = xp.cuda.Device()
     return (int(device.compute_capability[:-1]), int(device.compute_capability[-1])), device.attributes["MultiProcessorCount"]
+
+
+class Unsupported(RuntimeError):
+    """A version of a kernel was asked for a problem that it can't do."""
 
 
 def launch(name: str, numbers: Sequence[float], arrays: dict[str, Array | None], written: Sequence[str]) -> None:
@@ -167,7 +190,7 @@ def run(name: str, arguments: Sequence[float], arrays: dict[str, Array | None], 
     else:
         error = function(*arguments, array_module(first).cuda.get_current_stream().ptr)
     if error:
-        raise RuntimeError(f"{name}: {module.error_message(error)}")
+        raise (Unsupported if error == module.UNSUPPORTED else RuntimeError)(f"{name}: {module.error_message(error)}")
 
 
 @cache
@@ -210,8 +233,14 @@ def _convolve(
     padding: Any,
     bias: Array | None = None,
     residual: Array | None = None,
+    activation: str | None = None,
+    keep: bool = False,
+    force: str | None = None,
 ) -> Any:
-    """One of the three directions; in the place of what it computes stands the shape. NotImplemented where no kernel can."""
+    """One of the three directions; in the place of what it computes stands the shape. NotImplemented where no kernel can.
+
+    With `keep` the result is a pair, with what the activation was applied to. `force` names the version instead of the rule.
+    """
     known = [a for a in (x, w, y) if not isinstance(a, tuple)]
     if launchers(known[0]) is None:
         return NotImplemented
@@ -222,36 +251,57 @@ def _convolve(
     if known[0].dtype.name not in ("float32", "float64") or 0 in (n for shape in shapes for n in shape):
         return NotImplemented
     (n, height, width, c), (kh, kw, _, o), (_, p, q, _) = shapes
-    made = [xp.empty(a, known[0].dtype) if isinstance(a, tuple) else _contiguous(xp, a)[0] for a in (x, w, y)]
+    (top, bottom), (left, right) = padding
+    # Kernels step outside of x by the padding, and outside of y by the kernel, before they see that nothing is there.
+    check_size("x, padded,", (n, height + top + bottom, width + left + right, c))
+    check_size("the result, with the kernel's border,", (n, p + kh, q + kw, o))
+    target = {"forward": "y", "input_grad": "x", "weight_grad": "weight"}[direction]
+    made = [allocate(xp, target, a, known[0].dtype) if isinstance(a, tuple) else _contiguous(xp, a)[0] for a in (x, w, y)]
     bias, residual = _contiguous(xp, bias, residual)
     check(x=made[0], weight=made[1], y=made[2], bias=bias, residual=residual)
-    (sh, sw), (top, left) = stride, (before for before, _ in padding)
-    size = convrule.ConvSize(n, height, width, c, o, kh, kw, p, q, sh, sw, top, left)
+    size = convrule.ConvSize(n, height, width, c, o, kh, kw, p, q, stride[0], stride[1], top, left)
     wanted = "float64" if known[0].dtype == np.float64 else _precision
-    version, computed = convrule.choose(direction, size, wanted, _gpu(xp)[0], aligned(*made), _gpu(xp)[1])
+    capability, multiprocessors = _gpu(xp)
+    version, computed = force or "", wanted
+    if force is None:
+        version, computed = convrule.choose(direction, size, wanted, capability, aligned(*made), multiprocessors)
     numbers = [convrule.VERSIONS.index(version), convrule.DIRECTIONS.index(direction), convrule.PRECISIONS.index(computed), *size]
     module = launchers(made[0])
     assert module is not None
     scratch = module.conv2d_workspace(*numbers, 0)
-    workspace = xp.empty(scratch // 4 + 1, np.float32)
-    target = {"forward": "y", "input_grad": "x", "weight_grad": "weight"}[direction]
-    arrays = {"bias": bias, "residual": residual, "x": made[0], "weight": made[1], "y": made[2], "workspace": workspace}
+    workspace = allocate(xp, f"the workspace of {version}", (scratch // 4 + 1,), np.float32)
+    before = allocate(xp, "what the activation is applied to", shapes[2], known[0].dtype) if keep else None
+    arrays = {"bias": bias, "residual": residual, "before": before}
+    arrays |= {"x": made[0], "weight": made[1], "y": made[2], "workspace": workspace}
     per_sample = int(bias is not None and bias.ndim == 2)
-    launch("conv2d", [*numbers, 0, per_sample, 0], arrays, [target, "workspace"])
-    return arrays[target]
+    numbers += [0, per_sample, convrule.ACTIVATIONS.index(activation)]
+    launch("conv2d", numbers, arrays, [target, "before", "workspace"])
+    return (arrays[target], before) if keep else arrays[target]
 
 
-def conv2d(x: Array, w: Array, bias: Any, residual: Any, *, stride: Any, padding: Any) -> Any:
-    """See `ops.conv2d`; the arguments are checked there."""
+def conv2d(
+    x: Array,
+    w: Array,
+    bias: Any,
+    residual: Any,
+    *,
+    stride: Any,
+    padding: Any,
+    activation: str | None = None,
+    keep: bool = False,
+    force: str | None = None,
+) -> Any:
+    """See `ops.conv2d`; the arguments are checked there. `keep` and `force` as above."""
     out = tuple((n + sum(around) - k) // s + 1 for n, around, k, s in zip(x.shape[1:3], padding, w.shape[:2], stride))
-    return _convolve("forward", x, w, (x.shape[0], *out, w.shape[3]), stride, padding, bias, residual)
+    shape = (x.shape[0], *out, w.shape[3])
+    return _convolve("forward", x, w, shape, stride, padding, bias, residual, activation, keep, force)
 
 
-def conv2d_input_grad(gy: Array, w: Array, *, input_size: Any, stride: Any, padding: Any) -> Any:
+def conv2d_input_grad(gy: Array, w: Array, *, input_size: Any, stride: Any, padding: Any, force: str | None = None) -> Any:
     """See `ops.conv2d_input_grad`."""
-    return _convolve("input_grad", (gy.shape[0], *input_size, w.shape[2]), w, gy, stride, padding)
+    return _convolve("input_grad", (gy.shape[0], *input_size, w.shape[2]), w, gy, stride, padding, force=force)
 
 
-def conv2d_weight_grad(x: Array, gy: Array, *, kernel_size: Any, stride: Any, padding: Any) -> Any:
+def conv2d_weight_grad(x: Array, gy: Array, *, kernel_size: Any, stride: Any, padding: Any, force: str | None = None) -> Any:
     """See `ops.conv2d_weight_grad`."""
-    return _convolve("weight_grad", x, (*kernel_size, x.shape[3], gy.shape[3]), gy, stride, padding)
+    return _convolve("weight_grad", x, (*kernel_size, x.shape[3], gy.shape[3]), gy, stride, padding, force=force)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff import kernels
+from tinydiff.autograd import enable_grad, grad, is_grad_enabled
 from tinydiff.backend import Array
 from tinydiff.op import fused, op
 from tinydiff.ops.activation import relu, silu
@@ -176,6 +177,52 @@ def _(x: Array, gy: Array, kernel_size: Pair, stride: Pair, padding: Padding) ->
     return kernels.cuda.conv2d_weight_grad(x, gy, kernel_size=kernel_size, stride=stride, padding=padding)
 
 
+@fused(name="conv2d_activation", flops=lambda out, x, w, *rest, **params: 2 * out.size * w.shape[0] * w.shape[1] * w.shape[2])
+def _conv2d_activation(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    stride: Pair,
+    padding: Padding,
+    activation: str,
+) -> Tensor:
+    """The convolution and its activation as one op, for devices whose kernel applies it before the result is stored."""
+    return activate(_conv2d(x, w, bias, residual, stride=stride, padding=padding), activation)
+
+
+@_conv2d_activation.kernel("cuda")
+def _(x: Array, w: Array, bias: Any, residual: Any, stride: Pair, padding: Padding, activation: str) -> Any:
+    keep = is_grad_enabled() and activation == "silu"  # its gradient can't be told from its result; ReLU's can
+    found = kernels.cuda.conv2d(x, w, bias, residual, stride=stride, padding=padding, activation=activation, keep=keep)
+    return found if keep or found is NotImplemented else (found, found)
+
+
+@_conv2d_activation.kernel_backward("cuda")
+def _(
+    g: Array, x: Array, w: Array, shapes: Any, cache: Array, needs: Any, stride: Pair, padding: Padding, activation: str
+) -> Any:
+    g = activation_gradient(g, cache, activation)
+    gx = gw = gbias = None
+    if needs[0]:
+        gx = kernels.cuda.conv2d_input_grad(g, w, input_size=x.shape[1:3], stride=stride, padding=padding)
+    if needs[1]:
+        gw = kernels.cuda.conv2d_weight_grad(x, g, kernel_size=w.shape[:2], stride=stride, padding=padding)
+    if needs[2]:
+        gbias = g.sum(axis=(0, 1, 2) if len(shapes[2]) == 1 else (1, 2))
+    if gx is NotImplemented or gw is NotImplemented:
+        return NotImplemented
+    return gx, gw, gbias, g
+
+
+def activation_gradient(g: Array, x: Array, activation: str) -> Array:
+    """The gradient by x of the named activation, given that by its result. For ReLU x may be the result."""
+    t = Tensor(x, True)
+    with enable_grad():
+        return grad(activate(t, activation), [t], Tensor(g))[0].data
+
+
 def _check_image(name: str, what: str, x: Any) -> None:
     if x.ndim != 4:
         raise ValueError(f"{name}: {what} must be (N, H, W, C), not of shape {x.shape}")
@@ -210,8 +257,11 @@ def conv2d(
     expected = (x.shape[0], *output_size(x.shape[1:3], w.shape[:2], stride, padding), w.shape[3])
     if residual is not None and residual.shape != expected:
         raise ValueError(f"conv2d: residual must have the result's shape {expected}, not {residual.shape}")
-    y = _conv2d(x, w, bias, residual, stride=stride, padding=padding)
-    return y if activation is None else activate(y, activation)
+    if activation is None:
+        return _conv2d(x, w, bias, residual, stride=stride, padding=padding)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}; use one of {', '.join(ACTIVATIONS)} or None")
+    return _conv2d_activation(x, w, bias, residual, stride=stride, padding=padding, activation=activation)
 
 
 def activate(x: Tensor, activation: str | None) -> Tensor:

@@ -33,7 +33,14 @@ AXES: dict[str, Any] = {
     "padding": (((0, 0), (0, 0)), ((1, 1), (1, 1)), ((0, 2), (1, 0)), ((3, 2), (2, 3))),
     "channels": ((1, 1), (3, 6), (5, 3), (8, 16), (16, 8), (4, 68), (72, 4)),
     "split": (1, 3, 8),  # used by the weight gradient
-    "epilogue": ("none", "bias", "bias per sample, silu", "residual, relu", "bias, residual, silu"),  # of the forward direction
+    # of the forward direction
+    "epilogue": (
+        "none",
+        "bias",
+        "bias per sample, silu",
+        "residual, relu",
+        "bias, residual, silu, kept",
+    ),
 }
 
 
@@ -51,9 +58,12 @@ def _valid(version: str, row: Row) -> bool:
     multiple = CAN[version][row["precision"]]
     if any(c % multiple for c in row["channels"]):
         return False
-    if version == "small_c":  # one side has few channels, and an input gradient needs stride 1
-        few = min(row["channels"]) <= 4
-        return few and (row["direction"] == "forward" or (row["direction"] == "input_grad" and row["stride"] == (1, 1)))
+    if version == "small_c":  # one side has few channels, an input gradient needs stride 1, and a block's weights fit in 48 KB
+        few_in, few_out = row["channels"] if row["direction"] == "forward" else row["channels"][::-1]
+        held = [few_in * columns for columns, few in ((64, few_in), (few_out, few_out)) if few <= 4]
+        if not any(kh * kw * values * (8 if row["precision"] == "float64" else 4) <= 48 << 10 for values in held):
+            return False
+        return row["direction"] == "forward" or (row["direction"] == "input_grad" and row["stride"] == (1, 1))
     if version == "wino_f2":
         return row["direction"] != "weight_grad" and row["kernel"] == (3, 3) and row["stride"] == (1, 1)
     return True
@@ -102,6 +112,9 @@ def _run(version: str, alignment: int, **row: Any) -> Run:
         inputs["residual"] = rng.standard_normal(y.shape).astype(dtype)
         answer = answer + inputs["residual"]
         size = size + np.abs(inputs["residual"])
+    outputs, expected = {written: arrays[written]}, {}
+    if "kept" in epilogue:  # what the activation is applied to
+        outputs["before"], expected["before"] = y, answer
     if activation == "silu":
         answer = answer / (1 + np.exp(-answer))
     elif activation == "relu":
@@ -111,16 +124,16 @@ def _run(version: str, alignment: int, **row: Any) -> Run:
     problem = [VERSIONS.index(version), DIRECTIONS.index(direction), PRECISIONS.index(precision)]
     problem += [n, h, v, c, o, *row["kernel"], p, q, *row["stride"], top, left, row["split"] if direction == "weight_grad" else 0]
     scratch = FAMILY_OF[version].launchers.call("conv2d_workspace", problem, {})
-    names = ["bias", "residual", "x", "w", "y", "workspace"]
-    given = {*inputs, written, "workspace"}
+    names = ["bias", "residual", "before", "x", "w", "y", "workspace"]
+    given = {*inputs, *outputs, "workspace"}
     bound = ROUNDING[precision] * (5 * size.max() if version == "wino_f2" else size) + ROUNDING[precision]
     return Run(
         "conv2d",
         [*problem, per_sample, ACTIVATIONS.index(activation), *(Array(a) if a in given else None for a in names), 0],
         inputs=inputs,
-        outputs={written: arrays[written]},
+        outputs=outputs,
         workspaces={"workspace": np.zeros(scratch // 8 + 1)},
-        expected={written: (answer, bound)},
+        expected={name: (value, bound) for name, value in {**expected, written: answer}.items()},
         refused=version in WIDE and alignment != 4,
     )
 
@@ -140,7 +153,22 @@ def _family(version: str, name: str, axes: dict[str, Any], alignments: tuple[int
         copies=version in WIDE,
         alignments=alignments,
         own=[csrc() / f"conv_{version.removesuffix('_64')}.cu"],
+        typical=_typical(version) if axes is AXES else (),
     )
+
+
+def _typical(version: str) -> list[Row]:
+    """A tile of the largest size, filled, and a few steps of depth; of few channels a layer as they begin and end a network."""
+    common = {"n": 1, "image": (8, 16), "kernel": (3, 3), "stride": (1, 1), "padding": ((1, 1), (1, 1)), "split": 1}
+    common |= {"epilogue": "none", "alignment": 4}
+    channels = {"forward": (16, 128), "input_grad": (128, 16), "weight_grad": (16, 128)}
+    rows = [
+        {**common, "direction": direction, "channels": pair, "precision": precision}
+        for direction in DIRECTIONS
+        for pair in ([(3, 64), (64, 3)] if version == "small_c" else [channels[direction]])
+        for precision in CAN[version]
+    ]
+    return [row for row in rows if _valid(version, row)]
 
 
 FAMILY_OF = {v: _family(v, f"conv {v}", AXES, (4,) if v in WIDE else (4, 2, 1)) for v in VERSIONS}
