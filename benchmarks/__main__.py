@@ -17,6 +17,8 @@ from tinydiff.cli.options import Setting
 
 SUITES = ("conv", "ops", "train", "sample", "autoencoder", "clip", "words", "overhead", "scaling")
 
+ON_DEVICES = ("conv", "train", "sample")
+
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that every suite has."""
@@ -33,6 +35,23 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def on_device(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of suites that run on a GPU too."""
+    from benchmarks.gpu import CARDS
+    from tinydiff.backend import DEVICES
+
+    for option in reversed(
+        [
+            click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True),
+            click.option(
+                "--card", type=click.Choice(list(CARDS)), default="a100", show_default=True, help="whose roofline is shown"
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
 def finish(bench: harness.Bench, json_file: str | None) -> None:
     """Print the table on stdout and write the rows."""
     console = Console() if sys.stdout.isatty() else Console(width=180)
@@ -41,9 +60,11 @@ def finish(bench: harness.Bench, json_file: str | None) -> None:
         harness.save(json_file, bench.rows)
 
 
-def start(against: str | None, threads: int | None, repeat: int, quick: bool) -> harness.Bench:
+def start(
+    against: str | None, threads: int | None, repeat: int, quick: bool, device: str = "cpu", card: str = "a100"
+) -> harness.Bench:
     """The bench with the settings of the command line."""
-    return harness.Bench(harness.Settings(against, threads, repeat, quick))
+    return harness.Bench(harness.Settings(against, threads, repeat, quick, device=device, card=card))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,6 +80,7 @@ def suite(name: str) -> None:
 
     @main.command(name, help=(import_module(f"benchmarks.{name}").__doc__ or "").splitlines()[0])
     @common
+    @(on_device if name in ON_DEVICES else lambda command: command)
     def _(json_file: str | None, **settings: Any) -> None:
         bench = start(**settings)
         import_module(f"benchmarks.{name}").run(bench)
@@ -73,16 +95,44 @@ for _name in SUITES[1:]:
 @common
 @click.option("--shape", "shapes", multiple=True, metavar="N,H,W,C,O,K,S,P", help="a shape of your own instead (repeatable)")
 @click.option("--kernel", "files", multiple=True, type=click.Path(exists=True, dir_okay=False), help="a file of your kernels")
-def conv_command(shapes: tuple[str, ...], files: tuple[str, ...], json_file: str | None, **settings: Any) -> None:
-    """Convolution in all three directions, and a row per algorithm."""
+@on_device
+def conv_command(
+    shapes: tuple[str, ...], files: tuple[str, ...], json_file: str | None, device: str, card: str, **settings: Any
+) -> None:
+    """Convolution in all three directions, and a row per algorithm; on a GPU, per version of the CUDA kernels."""
     from benchmarks import conv
 
     chosen = [conv.Shape.parse(text) for text in shapes]
+    if device != "cpu":
+        if files:
+            raise click.UsageError("--kernel takes kernels for the CPU; those for a GPU are in csrc/")
+        return cuda_conv_command(chosen, json_file, device, card, **settings)
     for file in files:
         conv.load_kernels(file)
     bench = start(**settings)
     conv.run(bench, chosen)
     finish(bench, json_file)
+
+
+def cuda_conv_command(
+    shapes: list[Any],
+    json_file: str | None,
+    device: str,
+    card: str,
+    against: str | None,
+    threads: int | None,
+    repeat: int,
+    quick: bool,
+) -> None:
+    """The CUDA kernels one by one."""
+    from benchmarks import cuda_conv
+    from benchmarks.gpu import CARDS
+
+    session = cuda_conv.Session(device, CARDS[card], repeat, against, quick)
+    console = Console() if sys.stdout.isatty() else Console(width=180)
+    rows = cuda_conv.run(session, shapes or cuda_conv.shapes_for(device, quick), console)
+    if json_file:
+        harness.save(json_file, rows)
 
 
 @main.command("all")

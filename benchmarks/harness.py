@@ -22,7 +22,11 @@ from typing import Any
 import numpy as np
 import threadpoolctl
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from benchmarks import gpu
+from tinydiff import backend
 
 Row = dict[str, Any]
 Arrays = Sequence[np.ndarray]
@@ -49,6 +53,7 @@ class Case:
         target: ratio (their time over ours) to reach, or None.
         flops, bytes: work and least memory traffic of one run.
         tolerance: greatest allowed difference of any element, relative to the largest element of that array.
+        reference: the same work done elsewhere, which is compared but not timed; for what runs on a GPU, it on the CPU.
         extra: more entries for the row.
     """
 
@@ -60,22 +65,32 @@ class Case:
     flops: float | None = None
     bytes: float | None = None
     tolerance: float = 1e-4
+    reference: Side | None = None
     extra: Row = field(default_factory=dict)
 
 
 @dataclass
 class Settings:
-    """How to run: threads for both sides, measurements per contender, and whether to cut work short."""
+    """How to run: threads for both sides, measurements per contender, whether to cut work short, and where ours computes.
+
+    `card` is the GPU whose roofline stands where `device` can't be measured (`benchmarks.gpu.CARDS`).
+    """
 
     against: str | None = None
     threads: int | None = None
     repeat: int = 9
     quick: bool = False
     seconds: float = 20.0  # no contender of a case is measured again once the case took this long
+    device: str = "cpu"
+    card: str = "a100"
 
 
 class Bench:
-    """Runs cases and collects rows. Measures the sgemm and copy rates of this very run for comparison."""
+    """Runs cases and collects rows. Measures the sgemm and copy rates of this very run for comparison.
+
+    Attributes:
+        unmeasured: why nothing can be timed on the device of the settings; None if it can.
+    """
 
     def __init__(self, settings: Settings, console: Console | None = None) -> None:
         import tinydiff
@@ -94,6 +109,14 @@ class Bench:
             gc.freeze()  # what PyTorch's import left is not to be walked through on account of our objects
         for warning in blas_warnings() + load_warnings():
             self.console.print(f"warning: {warning}")
+        self.unmeasured = None if settings.device == "cpu" else gpu.missing(settings.device)
+        self.sgemm = self.copy = math.nan
+        if settings.device != "cpu":
+            if self.unmeasured is None:
+                xp = backend.module_of(settings.device)
+                rates = gpu.rates(gpu.Stopwatch(xp), xp, size=2048 if settings.quick else 8192)
+                self.sgemm, self.copy = rates.matrix["float32"], rates.copy
+            return
         # OpenMP's default is to leave BLAS its own number of threads; both sides get the same.
         with threadpoolctl.threadpool_limits(self.threads, user_api="blas"):
             self.sgemm = sgemm_rate(1024 if settings.quick else 2048)
@@ -103,6 +126,12 @@ class Bench:
         """Check, measure, record and return the row of one case."""
         row: Row = {"suite": case.suite, "case": case.name, "ours_ms": None, "theirs_ms": None, "ratio": None}
         row |= {"target": case.target, "met": None, "wrong": None, "variant": None, "threads": self.threads}
+        row |= {"device": self.settings.device, "kind": "measured"}
+        if self.unmeasured:
+            simulated = self.settings.device == "cudasim"
+            row["kind"] = "simulated" if simulated else "not measured"
+            row |= {"wrong": self.check(case) if simulated else None, "remark": self._model(case)}
+            return self.add(row | case.extra)
         row["wrong"] = self.check(case)
         if row["wrong"] is None:
             contenders = {"ours": case.ours, **case.theirs}
@@ -143,11 +172,19 @@ class Bench:
         ours = list(case.ours.arrays(case.ours.run()))
         if not case.theirs and not all(np.isfinite(a).all() for a in ours):
             return "not finite"
-        for name, side in case.theirs.items():
+        for name, side in (case.theirs | ({"on the CPU": case.reference} if case.reference else {})).items():
             wrong = difference(ours, side.arrays(side.run()), case.tolerance)
             if wrong:
                 return f"{wrong} ({name})"
         return None
+
+    def _model(self, case: Case) -> str:
+        """What stands in the place of a time: where there is none, the least that a card's published rate allows."""
+        if self.settings.device == "cudasim":
+            return "simulated: checked, not timed"
+        card = gpu.CARDS[self.settings.card]
+        least = gpu.roofline(card, "float32", case.flops or 0.0, case.bytes or 0.0)
+        return f"not measured; model: {1000 * least.seconds:.3g} ms or more on a {card.name}, by its data sheet" if least else ""
 
     def _rates(self, row: Row, case: Case) -> None:
         seconds = row["ours_ms"] / 1000
@@ -263,7 +300,11 @@ OLDER = ("Prescott", "Core2", "Nehalem", "Sandybridge", "Haswell", "Zen", "Barce
 
 def table(rows: Iterable[Row], bench: Bench | None = None) -> Table:
     """The one table format."""
-    title = f"{bench.threads} threads; sgemm {bench.sgemm:.0f} GFLOP/s, copy {bench.copy:.0f} GB/s" if bench else None
+    title = None
+    if bench:
+        where = f"{bench.threads} threads" if bench.settings.device == "cpu" else bench.settings.device
+        title = f"{where}; sgemm {bench.sgemm:.0f} GFLOP/s, copy {bench.copy:.0f} GB/s"
+        title = escape(f"{where}: {bench.unmeasured}") if bench.unmeasured else title
     shown = Table(title=title, title_justify="left")
     shown.add_column("case")
     for name in ("ours ms", "theirs ms", "ratio", "target", "rate", "share"):

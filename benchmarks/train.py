@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
 LR, BETAS, DECAY, WEIGHT_DECAY, MAX_NORM = 1e-3, (0.9, 0.99), 0.999, 0.01, 1.0
 CLASSES = 10
+TINY: dict[str, Any] = {  # what a simulator can train
+    "block_out_channels": [4, 4],
+    "down_block_types": ["DownBlock2D"] * 2,
+    "up_block_types": ["UpBlock2D"] * 2,
+    "norm_num_groups": 2,
+    "attention_head_dim": 4,
+    "layers_per_block": 1,
+}
 Batch = dict[str, np.ndarray]
 Step = Callable[[], float]
 
@@ -84,25 +93,26 @@ def torch_updates(parameters: list[Any]) -> Callable[[Any], float]:
     return update
 
 
-def our_step(config: dict[str, Any], batch: Batch, checkpointing: bool = False) -> Step:
-    """A function that trains ours for one step and returns the loss."""
-    model = build(config)
+def our_step(config: dict[str, Any], batch: Batch, checkpointing: bool = False, device: str = "cpu") -> Step:
+    """A function that trains ours for one step and returns the loss (and so waits for a GPU)."""
+    model = build(config).to(device)
     model.gradient_checkpointing = checkpointing
     update = our_updates(model.parameters())
-    x, target = td.from_numpy(batch["x"]), td.from_numpy(batch["target"])
+    x, target = td.from_numpy(batch["x"]).to(device), td.from_numpy(batch["target"]).to(device)
     return lambda: update(td.ops.mse_loss(model(x, batch["t"], batch["labels"]), target))
 
 
-def torch_step(config: dict[str, Any], batch: Batch, memory_format: str = "contiguous") -> Step:
-    """The same in PyTorch."""
+def torch_step(config: dict[str, Any], batch: Batch, memory_format: str = "contiguous", device: str = "cpu") -> Step:
+    """The same in PyTorch, in float32 without TF32 (its products' default; its convolutions are told)."""
     import torch
 
     from benchmarks.twin import channels_first, twin
 
     layout = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}[memory_format]
-    model = twin(build(config)).to(memory_format=layout)
-    x, target = (channels_first(batch[name]).to(memory_format=layout) for name in ("x", "target"))
-    t, labels = torch.from_numpy(batch["t"]), torch.from_numpy(batch["labels"])
+    torch.backends.cudnn.allow_tf32 = False
+    model = twin(build(config)).to(device, memory_format=layout)
+    x, target = (channels_first(batch[name]).to(device, memory_format=layout) for name in ("x", "target"))
+    t, labels = torch.from_numpy(batch["t"]).to(device), torch.from_numpy(batch["labels"]).to(device)
     update = torch_updates(list(model.parameters()))
     return lambda: update(torch.nn.functional.mse_loss(model(x, t, labels), target))
 
@@ -110,14 +120,19 @@ def torch_step(config: dict[str, Any], batch: Batch, memory_format: str = "conti
 def step_case(bench: Bench, name: str, config: dict[str, Any], batch: Batch, target: float | None) -> Case:
     """A training step as a case. The check compares the losses of three steps, so it sees gradients and updates too."""
 
-    def side(step: Step) -> Side:
-        return Side(step, lambda loss: [np.array([loss, step(), step()])])
+    def side(make: Callable[[], Step]) -> Side:
+        step = cache(make)  # made when it is first run: where there is no GPU it can't be
+        return Side(lambda: step()(), lambda loss: [np.array([loss, step()(), step()()])])
 
-    theirs = {}
+    theirs, device = {}, bench.settings.device
     if bench.torch:
-        theirs = {layout: side(torch_step(config, batch, layout)) for layout in ("contiguous", "channels_last")}
+        for layout in ("contiguous", "channels_last"):
+            theirs[layout] = side(partial(torch_step, config, batch, layout, device))
     flops = training_flops(config, batch)
-    return Case("train", name, side(our_step(config, batch)), theirs, target, flops, tolerance=1e-3)
+    case = Case("train", name, side(partial(our_step, config, batch, device=device)), theirs, target, flops, tolerance=1e-3)
+    if device != "cpu":
+        case.reference = side(partial(our_step, config, batch))
+    return case
 
 
 def training_flops(config: dict[str, Any], batch: Batch) -> float:
@@ -155,13 +170,17 @@ def profile(name: str, n: int) -> Profile:
 
 
 def run(bench: Bench) -> None:
-    """The suite: both presets, batches of 64 and 128; then peak memory."""
+    """The suite: both presets, batches of 64 and 128; then peak memory. On the simulated GPU one tiny network is checked."""
+    if bench.settings.device == "cudasim":
+        config = preset("small", **TINY)
+        bench.run(step_case(bench, "tiny, batch 2", config, make_batch(2, config, 8), target=None))
+        return
     sizes = [64] if bench.settings.quick else [64, 128]
     for name in ("small", "base"):
         for n in sizes:
             config = preset(name)
             bench.run(step_case(bench, f"{name}, batch {n}", config, make_batch(n, config), target=2.0))
-    for name in ("small", "base"):
+    for name in ("small", "base") if bench.settings.device == "cpu" else ():
         for n in sizes:
             memory(bench, name, n)
 
