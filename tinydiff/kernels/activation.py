@@ -233,9 +233,9 @@ def geglu_backward(g: np.ndarray, x: np.ndarray) -> Any:
     return out
 
 
-def add(x: np.ndarray, y: np.ndarray) -> Any:
+def add(x: np.ndarray | float, y: np.ndarray | float) -> Any:
     """x + y for large arrays of one shape, on all threads; in a recording of any size, and y (C,) beside x (…, C)."""
-    if x.size < LARGE and not record.active():
+    if not (isinstance(x, np.ndarray) and isinstance(y, np.ndarray)) or (x.size < LARGE and not record.active()):
         return NotImplemented
     if x.shape == y.shape:
         return _run(_add, (x, y))
