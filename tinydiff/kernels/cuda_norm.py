@@ -12,8 +12,8 @@ from typing import Any
 
 from tinydiff.backend import Array, array_module
 from tinydiff.kernels import cuda
+from tinydiff.kernels.convrule import ACTIVATIONS
 
-ACTIVATIONS = (None, "silu", "relu")  # in the order of enum Activation in csrc/kernels.h
 LARGEST_BATCH = 65535  # blocks along a grid's last axis
 
 

@@ -8,19 +8,8 @@ from tests.cudacheck.family import Family, Run, kernel_family
 from tests.cudacheck.launchers import Array
 from tests.cudacheck.pairwise import Row
 from tinydiff.cudasim.build import csrc
-from tinydiff.kernels.convrule import DIRECTIONS, PRECISIONS, VERSIONS
+from tinydiff.kernels.convrule import DIRECTIONS, OFFERS, PRECISIONS, VERSIONS
 
-CAN = {  # version: precisions, what c and o must be a multiple of in each
-    "direct": {"float32": 1, "float64": 1},
-    "small_c": {"float32": 1, "float64": 1},
-    "igemm_simt": {"float32": 1},
-    "igemm_simt_64": {"float32": 1, "float64": 1},
-    "igemm_async": {"float32": 4},
-    "igemm_async_64": {"float32": 4},
-    "igemm_tc": {"tf32": 4, "bf16": 8},
-    "igemm_tc_64": {"tf32": 4, "bf16": 8},
-    "wino_f2": {"float32": 1},
-}
 # Rounding, as a part of the sum of the terms' magnitudes: of the operands, or of the sums of float32.
 ROUNDING = {"float32": 4e-6, "float64": 1e-14, "tf32": 2.1e-3, "bf16": 8e-3}
 ACTIVATIONS = ("none", "silu", "relu")
@@ -55,7 +44,7 @@ def _valid(version: str, row: Row) -> bool:
     (h, w), (kh, kw) = row["image"], row["kernel"]
     if h + top + bottom < kh or w + left + right < kw:
         return False
-    multiple = CAN[version][row["precision"]]
+    multiple = OFFERS[version][row["precision"]]
     if any(c % multiple for c in row["channels"]):
         return False
     if version == "small_c":  # one side has few channels, an input gradient needs stride 1, and a block's weights fit in 48 KB
@@ -147,7 +136,7 @@ def _family(version: str, name: str, axes: dict[str, Any], alignments: tuple[int
     return kernel_family(
         name,
         SOURCES,
-        {**axes, "precision": tuple(CAN[version])},
+        {**axes, "precision": tuple(OFFERS[version])},
         run=lambda **row: _run(version, **row),
         valid=lambda row: _valid(version, row),
         copies=version in WIDE,
@@ -166,7 +155,7 @@ def _typical(version: str) -> list[Row]:
         {**common, "direction": direction, "channels": pair, "precision": precision}
         for direction in DIRECTIONS
         for pair in ([(3, 64), (64, 3)] if version == "small_c" else [channels[direction]])
-        for precision in CAN[version]
+        for precision in OFFERS[version]
     ]
     return [row for row in rows if _valid(version, row)]
 
