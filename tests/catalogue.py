@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -143,6 +143,22 @@ def _(x: Any, low: Any, high: Any) -> Any:
 @oracle("astype", "to", "dropout")
 def _(x: Any, *rest: Any) -> Any:
     return refill(x, x.shape)
+
+
+def splitmix64(seed: int) -> Iterator[int]:
+    """Its numbers, by whole numbers of any length (Steele, Lea & Flood 2014)."""
+    while True:
+        seed = (seed + 0x9E3779B97F4A7C15) % 2**64
+        z = (seed ^ seed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        yield z ^ z >> 31
+
+
+@oracle("drop")
+def _(x: Any, p: float, seed: int) -> np.ndarray:
+    numbers = splitmix64(seed)
+    kept = iter([v / (1 - p) if next(numbers) / 2**64 >= p else 0.0 for v in elements(x)])
+    return build(x.shape, lambda index: next(kept))
 
 
 @oracle("activate")
@@ -657,6 +673,7 @@ for _name in ("sigmoid", "silu", "gelu", "quick_gelu"):
     large(_name, (4, 33, 129))
 large("gelu", (4, 33, 129), approximate="tanh")
 large("geglu", (4, 33, 130))
+large("drop", (4, 33, 129), p=0.3, seed=2**63 - 9)
 for _name in ("exp", "tanh", "erf"):
     large(_name, (513, 520))
 large("erf", (9, 129, 131))

@@ -16,7 +16,12 @@ cupy = pytest.importorskip("cupy")
 PACKAGE = Path(tinydiff.__file__).parent
 MODULES = {"array_module", "module_of"}  # functions that return an array module
 # Keywords that CuPy documents and its signatures don't show.
-SPECIAL = {"pad": {"constant_values"}, "einsum": {"optimize"}, "ElementwiseKernel": {"preamble"}}
+SPECIAL = {
+    "pad": {"constant_values"},
+    "einsum": {"optimize"},
+    "ElementwiseKernel": {"preamble"},
+    "ReductionKernel": {"reduce_type", "preamble"},
+}
 
 
 def is_array_module(node):
@@ -90,7 +95,7 @@ def test_arguments_come_in_numpys_order(name):
         p.name for p in inspect.signature(function).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     given = 3 if name in ("where", "take", "clip") else 2
-    renamed = {"arr": "a", "arrays": "tup", "m": "a", "ary": "a", "object": "obj"}
+    renamed = {"arr": "a", "arrays": "tup", "m": "a", "ary": "a", "object": "obj", "start_or_stop": "start"}
     normal = lambda names: [renamed.get(n, n) for n in names[:given]]  # noqa: E731
     shared = min(len(expected), len(found), given)
     assert normal(found)[:shared] == normal(expected)[:shared]
@@ -120,20 +125,26 @@ HEADERS = "#include <cupy/complex.cuh>\n#include <cupy/carray.cuh>\n#include <cu
 
 
 def kernel_source(name, dtype):
-    """The code that CuPy makes of a kernel: arrays as CArray, the body in a loop over elements."""
+    """The code that CuPy makes of a kernel: arrays as CArray, the body in a loop over elements; of a sum, a thread's part."""
     kernel = gpu._kernel(cupy, name)
-    declared, elements = [], []
+    sums = isinstance(kernel, cupy.ReductionKernel)
+    declared, inputs, outputs = [], [], []
     for k, p in enumerate([*kernel.in_params, *kernel.out_params]):
-        const = "const " if k < kernel.nin else ""
-        if p.dtype is None or p.raw:
-            element = "T" if p.dtype is None else p.ctype
-            declared.append(f"{const}CArray<{element}, 1, 1, 1> {'' if p.raw else 'all_'}{p.name}")
-            elements += [] if p.raw else [f"{const}{element}& {p.name} = all_{p.name}[_ind.get()];"]
-        else:
-            declared.append(f"{const}{p.ctype} {p.name}")
-    body = f"CUPY_FOR(i, _ind.size()) {{ _ind.set(i); {' '.join(elements)} {kernel.operation}; }}"
+        const, element, at = "const " if k < kernel.nin else "", p.ctype, "_ind.get()"  # of the type T or S, or its own
+        result = sums and k >= kernel.nin
+        if p.dtype is not None and not p.raw and not result:
+            declared.append(f"{const}{element} {p.name}")
+            continue
+        declared.append(f"{const}CArray<{element}, 1, 1, 1> {'' if p.raw else 'all_'}{p.name}")
+        if not p.raw:
+            at = "blockIdx.x" if result else at
+            (outputs if result else inputs).append(f"{const}{element}& {p.name} = all_{p.name}[{at}];")
+    each = f"const {kernel.reduce_type} b = {kernel.map_expr}; a = {kernel.reduce_expr}" if sums else kernel.operation
+    body = f"CUPY_FOR(i, _ind.size()) {{ _ind.set(i); {' '.join(inputs)} {each}; }}"
+    if sums:
+        body = f"{kernel.reduce_type} a = {kernel.identity}; {body} {' '.join(outputs)} {kernel.post_map_expr};"
     signature = f'extern "C" __global__ void {name}({", ".join(declared)}, CIndexer<1> _ind)'
-    return f"{HEADERS}typedef {dtype} T;\n{kernel.preamble}\n{signature} {{ {body} }}"
+    return f"{HEADERS}typedef {dtype} T;\ntypedef long long S;\n{kernel.preamble}\n{signature} {{ {body} }}"
 
 
 def compile_by_nvrtc(source, architecture):
@@ -163,7 +174,7 @@ def nvrtc():
 
 
 @pytest.mark.parametrize("dtype", ["float", "double"])
-@pytest.mark.parametrize("name", gpu.BODIES)
+@pytest.mark.parametrize("name", [*gpu.BODIES, *gpu.SUMS])
 def test_kernels_compile_without_a_gpu(nvrtc, name, dtype):
     assert name.encode() in compile_by_nvrtc(kernel_source(name, dtype), "80")
 

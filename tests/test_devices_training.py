@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tinydiff as td
-from tinydiff import backend, nn, optim, simarray
+from tinydiff import backend, nn, ops, optim, simarray
 from tinydiff.cli import main
 from tinydiff.evaluate import Judge
 from tinydiff.pipeline import Pipeline, load_model
@@ -45,6 +45,7 @@ def test_a_unet_trains_ten_steps_to_the_cpus_losses(other):
         ("denoiser", TINY, ["example.x", "timestep embedding", "labels", "target"]),
         ("classifier", {"batch_size": 4, "model.widths": [8, 8]}, ["pictures", "target"]),
         ("autoencoder", {"batch_size": 2, "width": 8, "factor": 2}, ["pictures", "noise of the bottleneck"]),
+        ("clip", {"batch_size": 4}, ["pictures", "tokens", "where texts end", "pairs left out", "own captions", "own pictures"]),
     ],
 )
 def test_a_step_copies_the_batch_there_and_two_numbers_back(kind, options, up):
@@ -56,6 +57,15 @@ def test_a_step_copies_the_batch_there_and_two_numbers_back(kind, options, up):
     back = [c for c in copies if c.direction == "to host"]
     assert len(there) == len(up), there
     assert [c.bytes for c in back] == [4, 8], back  # the loss, and the norm of the gradient
+
+
+def test_dropout_copies_nothing_more(monkeypatch):
+    trainer = Trainer(task("classifier", batch_size=4, **{"model.widths": [8, 8]}), 10, "cudasim")
+    kind, forward = type(trainer.model), type(trainer.model).forward
+    monkeypatch.setattr(kind, "forward", lambda self, x: forward(self, ops.dropout(ops.dropout(x, 0.1) * 1.0, 0.2)))
+    with simarray.recorded_copies() as copies:
+        trainer.advance()
+    assert [c.direction for c in copies] == ["to device"] * 2 + ["to host"] * 2, copies
 
 
 def test_checkpoints_move_between_devices(tmp_path):

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tinydiff as td
-from tinydiff import ops, simarray
-from tinydiff.cudasim.elementwise import Loop, parse
+from tinydiff import nn, ops, optim, simarray
+from tinydiff.cudasim.elementwise import Loop, Reduction, parse
 from tinydiff.kernels import cuda, gpu
+from tinydiff.op import REGISTRY
 from tinydiff.testing import recorded_calls
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -121,6 +122,11 @@ OPS = {
     "geglu": (ops.geglu, [(3, 4, 52)]),
     "geglu of a view": (lambda x: ops.geglu(ops.transpose(x)), [(26, 20)]),
     "upsample_nearest2d": (ops.upsample_nearest2d, [(3, 10, 13, 22)]),
+    "drop": (lambda x: REGISTRY["drop"](x, 0.3, 5), [(20, 21)]),
+    "gather": (lambda x: ops.gather(x, 1, INDICES[:, :1]), [(2, 5)]),
+    "gather in the middle": (lambda x: ops.gather(x, 1, INDICES[:, None, :3]), [(2, 7, 3)]),
+    "mse_loss": (ops.mse_loss, [(30, 20), (30, 20)]),
+    "sum_to": (lambda x, bias: x + bias, [(1280, 7), (7,)]),
     "sum": (lambda x: ops.sum(x, (0, 1, 2)), [(4, 16, 32, 5)]),
     "sum with axes kept": (lambda x: ops.sum(x, (0, 1), True), [(32, 40, 7, 2)]),
 }
@@ -133,7 +139,7 @@ def test_ops_run_as_kernels_with_the_definitions_results(case):
     found, ran = outcome(function, arrays, "cudasim")
     expected, _ = outcome(function, arrays, "cpu")
     name = case.split()[0]
-    assert (name, "cuda") in ran and (name == "sum" or (name, "cuda backward") in ran)
+    assert (name, "cuda") in ran and (name in ("sum", "sum_to", "drop") or (name, "cuda backward") in ran)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
     with cuda.simulated(False):
@@ -187,6 +193,44 @@ def test_scattered_integers(dtype):
     assert result.dtype == dtype and result.tolist() == [2, 0, 8]
 
 
+def test_gathers_of_any_shape_and_kind_of_index():
+    rng = np.random.default_rng(0)
+    for shape, axis in (((4, 3, 5), 0), ((4, 3, 5), 1), ((4, 3, 5), 2), ((6,), 0)):
+        for m, kind in ((1, np.uint8), (2, np.int32), (7, np.int64)):
+            x, index = (
+                rng.standard_normal(shape),
+                rng.integers(0, shape[axis], (*shape[:axis], m, *shape[axis + 1 :])).astype(kind),
+            )
+            given = simarray.asarray(x), simarray.asarray(index)
+            assert np.array_equal(gpu.gather(*given, axis).get(), np.take_along_axis(x, index.astype(int), axis))
+            g = rng.standard_normal(index.shape)
+            found, expected = gpu.gather_backward(simarray.asarray(g), shape, given[1], axis), np.zeros(shape)
+            for place in np.ndindex(index.shape):
+                expected[(*place[:axis], index[place], *place[axis + 1 :])] += g[place]
+            assert found is NotImplemented if m > 1 else np.array_equal(found.get(), expected)
+    assert gpu.gather(given[0], simarray.asarray(np.zeros(0, np.int64)), 0) is NotImplemented
+
+
+def test_squares_are_added_in_float64():
+    """Of float32 they would overflow, and of many the last would be lost."""
+    x = np.array([1e30, -1e30, 3.0], np.float32)
+    assert gpu.run("sum_of_squares", simarray.asarray(x)).get() == np.square(x.astype(float)).sum()
+    ones = simarray.asarray(np.ones(2**25, np.float32))
+    assert gpu.run("sum_of_squares", ones).get() == 2**25 and gpu.mse_loss(ones, ones * 0).get() == 1
+    assert gpu.run("sum_of_squares", simarray.asarray(np.zeros((0, 3), np.float32))).get() == 0
+
+
+def test_the_gradients_norm_is_a_kernel_for_each_array_and_one_number_back():
+    rng = np.random.default_rng(0)
+    parameters = [nn.Parameter(simarray.zeros(shape, np.float32)) for shape in ((30, 70), (3,), ())]
+    for p in parameters:
+        p.grad = td.tensor(rng.standard_normal(p.shape), dtype=np.float32, device="cudasim")
+    expected = math.sqrt(sum(np.square(p.grad.numpy().astype(float)).sum() for p in parameters))
+    with simarray.recorded_copies() as copies:
+        assert optim.clip_grad_norm(parameters, 1.0) == pytest.approx(expected, rel=1e-12)
+    assert [c.bytes for c in copies] == [8]
+
+
 def test_sums_that_need_no_cutting_are_left_to_cupy():
     x = simarray.asarray(np.ones((1009, 9), np.float32))
     for array, axes in ((x, (0,)), (x, (1,)), (x, (0, 1)), (x[:512], (0,)), (x.transpose(), (0,)), (x.astype(np.int64), (0,))):
@@ -208,6 +252,13 @@ def test_loops_broadcast_and_write_in_place():
     np.testing.assert_array_equal(out, y[::-1])
     both = Loop("T x", "T y, T z", "y = x; z = -x", "both", "")
     np.testing.assert_array_equal(both(y)[1], -y)
+
+
+def test_reductions():
+    largest = Reduction("T x", "T y", "x * x", "a > b ? a : b", "y = sqrt(a)", "0", "largest", None, "")
+    assert largest(np.array([[3.0, -4.0], [1.0, 2.0]])) == 4 and largest(np.zeros((0, 2))) == 0
+    counted = Reduction("T x, S y", "int64 n", "x > y", "a + b", "n = a", "0", "counted", "long long", "")
+    assert counted(np.arange(6.0).reshape(2, 3), np.array([1, 1, 7])).tolist() == 2
 
 
 def test_loops_refuse_what_cupy_would():

@@ -1,15 +1,16 @@
 """Every op, through the catalogue: values against naive loops, derivatives against differences, layouts, dtypes, kernels."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
-from catalogue import LARGE, ODD, ORACLES
+from catalogue import LARGE, ODD, ORACLES, splitmix64
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tinydiff as td
-from tinydiff import ops, testing
+from tinydiff import ops, random, testing
 from tinydiff.op import REGISTRY
 from tinydiff.samples import SAMPLES, Sample
 
@@ -385,6 +386,12 @@ def test_attention_row_with_nothing_to_attend_gives_zeros_and_no_nan():
     assert np.array_equal(out.numpy()[0, 0, 1], np.zeros(3))
     for gradient in td.grad(out, [q, k, v], rng.standard_normal(out.shape)):
         assert np.isfinite(gradient.numpy()).all()
+
+
+def test_random_bits_are_the_published_ones():
+    """SplitMix64's first numbers for the seed 1234567, as commonly listed to check an implementation by."""
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    assert random.bits(np, 5, 1234567).tolist() == expected == list(itertools.islice(splitmix64(1234567), 5))
 
 
 def test_dropout_keeps_the_mean_and_the_seed_decides():

@@ -248,6 +248,13 @@ def test_bodies_without_a_recording(body: str) -> None:
     assert call.recording.refused
 
 
+def test_dropout_is_drawn_anew_and_not_replayed() -> None:
+    replay, x = Replay(), td.tensor(np.ones((2, 200), np.float32))
+    with td.no_grad():
+        found = [replay(lambda x: td.ops.dropout(x, 0.5), Module(), x).numpy() for _ in range(3)]
+    assert not np.array_equal(found[0], found[1]) and not np.array_equal(found[1], found[2])
+
+
 def test_an_error_while_recording_leaves_nothing_behind() -> None:
     model = build()
     with td.no_grad(), pytest.raises(ValueError, match="channels"):

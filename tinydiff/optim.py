@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -222,8 +223,13 @@ def _sum_of_squares(arrays: Sequence[Array]) -> float:
             return found
     xp = array_module(*arrays)
     if xp is not np:  # one wait for the GPU, not one for each array
-        return float(xp.sum(xp.stack([xp.sum(xp.square(a.astype(np.float64))) for a in arrays]))) if arrays else 0.0
+        return float(xp.sum(xp.stack([_square(xp, a) for a in arrays]))) if arrays else 0.0
     return math.fsum(float(np.sum(np.square(a, dtype=np.float64))) for a in arrays)
+
+
+def _square(xp: ModuleType, a: Array) -> Array:
+    total = kernels.gpu.run("sum_of_squares", a)
+    return xp.sum(xp.square(a.astype(np.float64))) if total is NotImplemented else total
 
 
 def warmup_cosine(step: int, total: int, warmup: int = 0, final: float = 0.0) -> float:

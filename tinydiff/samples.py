@@ -111,6 +111,8 @@ def _elementwise() -> None:
     register("to", normal(2, 3), "cpu")
     register("dropout", normal(2, 3), 0.0)
     register("dropout", normal(2, 3), 0.7, False)
+    for shape in ((3, 4), (), (0, 3)):
+        register("drop", normal(*shape), 0.3, 1234567)
     register("activate", normal(2, 3), None)
     register("activate", normal(2, 3), "silu")
     register("activate", normal(2, 3), "relu")

@@ -304,6 +304,7 @@ _ARITHMETIC = {
     "mod": "remainder",
     "pow": "power",
     "matmul": "matmul",
+    "rshift": "right_shift",
     "and": "bitwise_and",
     "or": "bitwise_or",
     "xor": "bitwise_xor",
@@ -451,6 +452,24 @@ def ElementwiseKernel(in_params: str, out_params: str, operation: str, name: str
         return outputs[0] if outputs else _give(result)
 
     return kernel
+
+
+def ReductionKernel(
+    in_params: str,
+    out_params: str,
+    map_expr: str,
+    reduce_expr: str,
+    post_map_expr: str,
+    identity: str,
+    name: str = "kernel",
+    reduce_type: str | None = None,
+    preamble: str = "",
+) -> Callable:
+    """`cupy.ReductionKernel` over all axes, compiled by g++ at its first call."""
+    from tinydiff.cudasim.elementwise import Reduction
+
+    reduction = Reduction(in_params, out_params, map_expr, reduce_expr, post_map_expr, identity, name, reduce_type, preamble)
+    return lambda *arguments: _give(reduction(*map(_take, arguments)))
 
 
 def ascontiguousarray(a: ndarray) -> ndarray:

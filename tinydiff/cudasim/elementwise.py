@@ -1,4 +1,4 @@
-"""Elementwise kernels in the words of `cupy.ElementwiseKernel`, run on the host: g++ compiles the body into a loop.
+"""Kernels in the words of `cupy.ElementwiseKernel` and `cupy.ReductionKernel`, run on the host: g++ compiles a loop of the body.
 
 Only what the package's kernels use: parameters such as `T x` (one element), `raw T x` (the whole array, as `x[k]`) and
 `int64 n`; the body sees the position `i` in row-major order.
@@ -70,7 +70,7 @@ class Loop:
             kind = types.get(parameter.type, parameter.type)
             if k >= len(self.inputs):
                 if value is None:
-                    values[k] = value = np.empty(shape, kind)
+                    values[k] = value = np.empty(self._result_shape(shape), kind)
                 if not value.flags.c_contiguous or not value.flags.writeable:
                     raise ValueError(f"{self.name}: {parameter.name} must be contiguous to be written")
             elif isinstance(value, np.ndarray):
@@ -86,6 +86,13 @@ class Loop:
         results = values[len(self.inputs) :]
         return results[0] if len(results) == 1 else tuple(results)
 
+    def _result_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
+
+    def _loop(self, inputs: str, outputs: str) -> str:
+        """The loop, from the declarations of the elements at position i."""
+        return f"for (long long i = 0; i < size_; ++i) {{ {inputs} {outputs} {self.operation}; }}"
+
     def _types(self, parameters: Sequence[Parameter], values: Sequence[Any]) -> dict[str, str]:
         types: dict[str, str] = {}
         for parameter, value in zip(parameters, values):
@@ -96,7 +103,8 @@ class Loop:
         return types
 
     def _source(self, parameters: Sequence[Parameter], arrays: Sequence[bool], types: dict[str, str]) -> str:
-        declared, elements = ["long long size_"], []
+        declared = ["long long size_"]
+        elements: list[list[str]] = [[], []]  # of inputs, of outputs
         for k, (p, array) in enumerate(zip(parameters, arrays)):
             const = "const " if k < len(self.inputs) else ""
             kind = p.type if p.type in types else _TYPES[p.type][0]
@@ -106,7 +114,7 @@ class Loop:
                 declared.append(f"{const}{kind}* {p.name}")
             else:
                 declared.append(f"{const}{kind}* all_{p.name}")
-                elements.append(f"{const}{kind}& {p.name} = all_{p.name}[i];")
+                elements[k >= len(self.inputs)].append(f"{const}{kind}& {p.name} = all_{p.name}[i];")
         return "\n".join(
             [
                 "#include <cmath>",
@@ -115,10 +123,39 @@ class Loop:
                 *(f"typedef {_TYPES[kind][0]} {letter};" for letter, kind in types.items()),
                 self.preamble,
                 f'extern "C" void kernel({", ".join(declared)}) {{',
-                f"    for (long long i = 0; i < size_; ++i) {{ {' '.join(elements)} {self.operation}; }}",
+                f"    {self._loop(*map(' '.join, elements))}",
                 "}",
             ]
         )
+
+
+class Reduction(Loop):
+    """A kernel that reduces all elements to one: `reduce_expr` joins a and b, `post_map_expr` makes the output of a."""
+
+    def __init__(
+        self,
+        in_params: str,
+        out_params: str,
+        map_expr: str,
+        reduce_expr: str,
+        post_map_expr: str,
+        identity: str,
+        name: str,
+        reduce_type: str | None,
+        preamble: str,
+    ) -> None:
+        super().__init__(in_params, out_params, map_expr, name, preamble)
+        self.reduce_expr, self.post_map_expr, self.identity = reduce_expr, post_map_expr, identity
+        self.reduce_type = reduce_type or self.outputs[0].type
+
+    def _result_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return ()
+
+    def _loop(self, inputs: str, outputs: str) -> str:
+        kind = self.reduce_type
+        step = f"const {kind} b = {self.operation}; a = {self.reduce_expr};"
+        loop = f"for (long long i = 0; i < size_; ++i) {{ {inputs} {step} }}"
+        return f"{kind} a = {self.identity}; {loop} const long long i = 0; {outputs} {self.post_map_expr};"
 
 
 @cache

@@ -1,7 +1,8 @@
 """What would be a chain of array calls on a GPU, each a pass over memory, as one kernel that CuPy compiles on its first use.
 
-The bodies are CUDA C++ for `cupy.ElementwiseKernel`, which takes care of launches, strides and broadcasting; on the simulated
-device g++ compiles them. Sums that a GPU's threads would share are made in one order, so that results repeat to the bit.
+The bodies are CUDA C++ for `cupy.ElementwiseKernel` and `cupy.ReductionKernel`, which take care of launches, strides and
+broadcasting; on the simulated device g++ compiles them. Sums that a GPU's threads would share are made in one order, so that
+results repeat to the bit.
 """
 
 from __future__ import annotations
@@ -42,6 +43,14 @@ template <typename T> __device__ T gelu_tanh_slope(T x) {
     const T v = near(x), t = tanh(bent(v));
     const T rise = T(0.79788456080286536) * (T(1) + T(3 * 0.044715) * v * v);
     return T(0.5) * (T(1) + t) + T(0.5) * v * (T(1) - t * t) * rise;
+}
+
+// SplitMix64's number i, the upper 53 bits: see tinydiff/random.py.
+__device__ long long drawn(long long i, long long seed) {
+    unsigned long long z = (i + 1ull) * 0x9E3779B97F4A7C15ull + seed;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return (z ^ (z >> 31)) >> 11;
 }
 """
 
@@ -85,6 +94,23 @@ BODIES = {
         }
         """,
     ),
+    "drop": Body("T x, int64 seed, int64 least, float64 scale", "T y", "y = drawn(i, seed) < least ? T(0) : x * T(scale)"),
+    "mse_backward": Body("T g, T x, T y, float64 factor", "T gx", "gx = g * T(factor) * (x - y)"),
+    # Of x (outer, n, inner) what index (outer, m, inner) names along the middle.
+    "gather": Body(
+        "raw T x, S index, int64 n, int64 m, int64 inner",
+        "T y",
+        "y = x[(i / inner / m * n + index) * inner + i % inner]",
+    ),
+    # The gradient for m = 1, where nothing is named twice.
+    "gather_backward": Body(
+        "raw T g, raw S index, int64 n, int64 inner",
+        "T gx",
+        """
+        const long long from = i / inner / n * inner + i % inner;
+        gx = index[from] == i / inner % n ? g[from] : T(0)
+        """,
+    ),
     # Images of `width` by any height: batch and height are one axis, as a row of the small one is two of the large one.
     "upsample": Body(
         "raw T x, int64 width, int64 channels",
@@ -120,8 +146,24 @@ BODIES = {
 }
 
 
+class Sum(NamedTuple):
+    """Parameters and term of a kernel that adds up a term for each element, in float64."""
+
+    inputs: str
+    outputs: str
+    term: str
+
+
+SUMS = {
+    "sum_of_squares": Sum("T x", "float64 total", "double(x) * double(x)"),
+    "squared_error": Sum("T x, T y", "T total", "double(x - y) * double(x - y)"),
+}
+
+
 @cache
 def _kernel(xp: ModuleType, name: str) -> Any:
+    if name in SUMS:
+        return xp.ReductionKernel(*SUMS[name], "a + b", "total = a", "0", name, reduce_type="double", preamble=PREAMBLE)
     return xp.ElementwiseKernel(*BODIES[name], name, preamble=PREAMBLE)
 
 
@@ -152,6 +194,33 @@ def _into(name: str, shape: tuple[int, ...], array: Array, *arguments: Any) -> A
         return NotImplemented
     xp = array_module(array)
     return _kernel(xp, name)(array, *arguments, xp.empty(shape, array.dtype))
+
+
+def mse_loss(x: Array, y: Array) -> Any:
+    """The mean of (x - y)²: see `ops.mse_loss`."""
+    if x.shape != y.shape or not x.size:
+        return NotImplemented
+    total = run("squared_error", x, y)
+    return total if total is NotImplemented else total * x.dtype.type(1 / x.size)
+
+
+def mse_loss_backward(g: Array, x: Array, y: Array) -> Any:
+    """The gradient of x; that of y is its negative."""
+    return run("mse_backward", g, x, y, 2 / x.size)
+
+
+def gather(x: Array, index: Array, axis: int) -> Any:
+    """`numpy.take_along_axis`, for indices that are in range."""
+    if not index.size:
+        return NotImplemented
+    return _into("gather", index.shape, x, index, x.shape[axis], index.shape[axis], math.prod(index.shape[axis + 1 :]))
+
+
+def gather_backward(g: Array, shape: tuple[int, ...], index: Array, axis: int) -> Any:
+    """The gradient of x of `shape`, where one entry is gathered along the axis, as for a class; else scattered sums are due."""
+    if index.shape[axis] != 1 or not index.size:
+        return NotImplemented
+    return _into("gather_backward", shape, g, index, shape[axis], math.prod(shape[axis + 1 :]))
 
 
 def geglu(x: Array) -> Any:

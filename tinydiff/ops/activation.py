@@ -13,10 +13,11 @@ from tinydiff.backend import Array, array_module
 from tinydiff.op import LARGE, fused, op
 from tinydiff.ops.elementwise import add, astype, erf, mul, sub
 from tinydiff.ops.shape import split
-from tinydiff.tensor import Tensor, beside
+from tinydiff.tensor import Tensor
 
 SQRT_HALF = math.sqrt(0.5)
 SMALL = 256  # elements from which one kernel is faster than the several calls of a composition or its derivative
+BITS = 53  # of a random number, which are compared with dropout's probability
 GELUS = {"none": "gelu", "tanh": "gelu_tanh"}  # kernels by approximation
 
 
@@ -229,11 +230,38 @@ def _(g: Tensor, x: Tensor) -> Tensor:
     return mul(g, sigmoid(x))
 
 
+def least_kept(p: float) -> int:
+    """The least number of BITS bits that keeps its element."""
+    return math.ceil(p * 2**BITS)
+
+
+@op(name="drop")
+def _drop(xp: Any, x: Array, p: float, seed: int) -> Array:
+    """x with each element zeroed with probability p, as `seed` and its position decide, and the rest divided by 1 - p."""
+    kept = (random.bits(xp, x.size, seed) >> np.uint64(64 - BITS) >= np.uint64(least_kept(p))).reshape(x.shape)
+    return xp.where(kept, x * x.dtype.type(1 / (1 - p)), xp.zeros((), x.dtype))
+
+
+@_drop.vjp
+def _(g: Tensor, p: float, seed: int) -> Tensor:
+    return _drop(g, p, seed)
+
+
+@_drop.kernel("numpy", above=SMALL)
+def _(x: Array, p: float, seed: int) -> Any:
+    return kernels.dropout.drop(x, least_kept(p), 1 / (1 - p), seed)
+
+
+@_drop.kernel("cuda")
+def _(x: Array, p: float, seed: int) -> Any:
+    return kernels.gpu.run("drop", x, seed, least_kept(p), 1 / (1 - p))
+
+
 def dropout(x: Tensor, p: float = 0.5, training: bool = True, *, rng: np.random.Generator | None = None) -> Tensor:
     """x with each element zeroed with probability p and the rest divided by 1 - p (Srivastava et al. 2014).
 
-    `rng`, by default the package's generator, draws on the host, so that a seed means the same on every device.
-    Raises ValueError unless 0 <= p < 1.
+    One seed is drawn from `rng`, by default the package's generator; the elements' numbers are computed from it where x is, the
+    same on every device, and again backward. Raises ValueError unless 0 <= p < 1.
     """
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p must be in [0, 1), not {p}")
@@ -241,5 +269,4 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, *, rng: np.random.
         return x
     if rng is not None:
         note_generator(rng)
-    keep = beside((rng or random.generator()).random(x.shape, np.float32) >= p, x.data)
-    return mul(x, Tensor(keep.astype(x.dtype) / (1 - p)).astype(x.dtype))
+    return _drop(x, float(p), random.draw_seed(rng))

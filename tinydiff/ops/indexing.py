@@ -86,6 +86,16 @@ def _(g: Tensor, shapes: Any, index: Any, axis: int) -> Tensor:
     return _scatter_add(Tensor(array_module(g.data).zeros(shapes[0], g.dtype)), g, index, axis)
 
 
+@gather_checked.kernel("cuda")
+def _(x: Array, index: Any, axis: int) -> Any:
+    return kernels.gpu.gather(x, index, axis % x.ndim)
+
+
+@gather_checked.kernel_backward("cuda")
+def _(g: Array, shapes: Any, index: Any, axis: int) -> Any:
+    return kernels.gpu.gather_backward(g, shapes[0], index, axis % g.ndim)
+
+
 @op(dtypes="same", name="scatter_add")
 def _scatter_add(xp: Any, x: Array, src: Array, index: Any, axis: int) -> Array:
     result = x.copy()

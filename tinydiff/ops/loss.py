@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tinydiff import kernels
+from tinydiff.backend import Array
 from tinydiff.op import fused
 from tinydiff.ops.activation import softplus
 from tinydiff.ops.elementwise import mul, neg, sub
@@ -19,6 +21,17 @@ def mse_loss(input: Tensor, target: Tensor) -> Tensor:
         raise ValueError(f"mse_loss: input has shape {input.shape}, target {target.shape}; they must agree")
     error = sub(input, target)
     return mean(mul(error, error))
+
+
+@mse_loss.kernel("cuda")
+def _(input: Array, target: Array) -> Any:
+    return kernels.gpu.mse_loss(input, target)
+
+
+@mse_loss.kernel_backward("cuda")
+def _(g: Array, input: Array, target: Array, needs: tuple[bool, ...]) -> Any:
+    gradient = kernels.gpu.mse_loss_backward(g, input, target)
+    return gradient if gradient is NotImplemented else (gradient, -gradient if needs[1] else None)
 
 
 @fused

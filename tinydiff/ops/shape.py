@@ -123,6 +123,12 @@ def _(x: Array, shape: tuple[int, ...]) -> Any:
     return total if total is NotImplemented else total.reshape(shape)
 
 
+@sum_to.kernel("cuda", above=LARGE)
+def _(x: Array, shape: tuple[int, ...]) -> Any:
+    total = kernels.gpu.sum_rows(x, _broadcast_axes(x.shape, shape))
+    return total if total is NotImplemented else total.reshape(shape)
+
+
 @sum_to.vjp
 def _(g: Tensor, shapes: Any) -> Tensor:
     return broadcast_to(g, shapes[0])
