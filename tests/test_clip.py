@@ -14,6 +14,7 @@ import pytest
 import tinydiff as td
 from tinydiff import io
 from tinydiff.models import CLIP, CLIPTextModel, CLIPVisionModel
+from tinydiff.models.clip import ends_of
 from tinydiff.nn import Module, no_init
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -156,6 +157,29 @@ def test_pooled_where_the_text_ends() -> None:
     garbled[0, 3:] = 7
     np.testing.assert_allclose(model.text_features(garbled).numpy(), model.text_features(ids).numpy(), atol=1e-6)
     np.testing.assert_allclose(model.text_features(ids[:1, :4]).numpy(), model.text_features(ids).numpy()[:1], atol=1e-6)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_pooled_is_one_position_of_all_hidden_states(layers: int) -> None:
+    """And so are its gradients: of the last layer no other position is computed."""
+    config = cases.CONFIGS["plain"]
+    text, vision = (config[f"{part}_config"] | {"num_hidden_layers": layers} for part in ("text", "vision"))
+    model = CLIP.from_config(config | {"text_config": text, "vision_config": vision})
+    for parameter in model.parameters():
+        parameter.data = parameter.data.astype("float64")
+    ids, x = cases.inputs(config)
+    pictures, words, seer = td.tensor(x.astype("float64")), model.text_model, model.vision_model
+    ends, rng = ends_of(ids, words.eos), np.random.default_rng(0)
+    hidden = td.ops.stack([words(ids)[i, int(end)] for i, end in enumerate(ends)])
+    for pooled, wanted, part in [
+        (words.pooled(ids), hidden, words),
+        (seer.pooled(pictures), seer.post_layernorm(seer(pictures)[:, 0]), seer),
+    ]:
+        np.testing.assert_allclose(pooled.numpy(), wanted.numpy(), atol=1e-12)
+        cotangent = rng.standard_normal(pooled.shape)
+        gradients = (td.grad(result, list(part.parameters()), cotangent) for result in (pooled, wanted))
+        for ours, theirs in zip(*gradients):
+            np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-10)
 
 
 @pytest.mark.parametrize("vision", [cases.VISION, CONV])

@@ -63,6 +63,12 @@ def _embedding(entries: int, size: int) -> Embedding:
     return table
 
 
+def _picked(x: Tensor, positions: np.ndarray) -> Tensor:
+    """Of each row of x (N, L, width) the vector at its position, (N, 1, width)."""
+    n, length, width = x.shape
+    return ops.reshape(ops.take(ops.reshape(x, (n * length, width)), np.arange(n) * length + positions), (n, 1, width))
+
+
 class CLIPAttention(Module):
     """Multi-head attention of a sequence to itself, with CLIP's names."""
 
@@ -72,16 +78,15 @@ class CLIPAttention(Module):
         self.out_proj = _linear(width, width, std)
         self.heads = heads
 
-    def forward(self, x: Tensor, is_causal: bool) -> Tensor:
-        """(N, L, width) to the same; if causal, position i looks at positions 0 … i."""
-        n, length, width = x.shape
+    def forward(self, x: Tensor, source: Tensor, is_causal: bool, mask: np.ndarray | None = None) -> Tensor:
+        """What x (N, Q, width) sees of source (N, L, width): (N, Q, width). If causal, position i looks at positions 0 … i."""
 
         def heads(projected: Tensor) -> Tensor:
+            n, length, width = projected.shape
             return ops.permute(ops.reshape(projected, (n, length, self.heads, width // self.heads)), (0, 2, 1, 3))
 
-        attended = ops.scaled_dot_product_attention(
-            heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x)), is_causal=is_causal
-        )
+        q, k, v = heads(self.q_proj(x)), heads(self.k_proj(source)), heads(self.v_proj(source))
+        attended = ops.scaled_dot_product_attention(q, k, v, mask, is_causal)
         return self.out_proj(ops.reshape(ops.permute(attended, (0, 2, 1, 3)), x.shape))
 
 
@@ -109,8 +114,16 @@ class CLIPEncoderLayer(Module):
 
     def forward(self, x: Tensor, is_causal: bool) -> Tensor:
         """(N, L, width) to the same."""
-        x = x + self.self_attn(self.layer_norm1(x), is_causal)
+        y = self.layer_norm1(x)
+        x = x + self.self_attn(y, y, is_causal)
         return x + self.mlp(self.layer_norm2(x))
+
+    def at(self, positions: np.ndarray, x: Tensor, is_causal: bool) -> Tensor:
+        """Of `forward` only what it gives at one position of each row, (N, 1, width), and no more computed than that needs."""
+        mask = (np.arange(x.shape[1]) <= positions[:, None])[:, None, None] if is_causal else None
+        one = _picked(x, positions)
+        one = one + self.self_attn(self.layer_norm1(one), self.layer_norm1(x), False, mask)
+        return one + self.mlp(self.layer_norm2(one))
 
 
 class CLIPEncoder(Module):
@@ -126,6 +139,13 @@ class CLIPEncoder(Module):
         for layer in self.layers:
             x = layer(x, is_causal)
         return x
+
+    def at(self, positions: np.ndarray, x: Tensor, is_causal: bool = False) -> Tensor:
+        """Of `forward` only what it gives at one position of each row: (N, width). Of the last layer no other is computed."""
+        layers = list(self.layers)
+        for layer in layers[:-1]:
+            x = layer(x, is_causal)
+        return (layers[-1].at(positions, x, is_causal) if layers else _picked(x, positions))[:, 0]
 
 
 # --------------------------------------------------------------------------------------------------------------------- text
@@ -152,23 +172,24 @@ class CLIPTextTransformer(Module):
 
     def forward(self, ids: Any) -> Tensor:
         """Integers (N, L) to hidden states (N, L, width)."""
-        ids = np.asarray(ids)
-        if ids.ndim != 2 or not 1 <= ids.shape[1] <= self.length:
-            raise ValueError(f"CLIPTextModel takes token numbers (N, L) with L from 1 to {self.length}, not {ids.shape}")
-        return self.final_layer_norm(self.encoder(self.embeddings(ids), is_causal=True))
-
-    def pool(self, hidden: Tensor, ids: Any) -> Tensor:
-        """Of hidden states (N, L, width), those where each row's text ends: (N, width)."""
-        ends = ends_of(ids, self.eos)
-        n, length, width = hidden.shape
-        return ops.take(ops.reshape(hidden, (n * length, width)), np.arange(n) * length + ends, axis=0)
+        return self.final_layer_norm(self.encoder(self.embeddings(self._checked(ids)), is_causal=True))
 
     def pooled(self, ids: Any) -> Tensor:
-        """Integers (N, L) to (N, width). Nothing behind the end is looked at, so no more is computed than the longest needs."""
+        """Integers (N, L) to the hidden state where each row's text ends: (N, width).
+
+        Nothing behind the end is looked at, so no more is computed than the longest row needs.
+        """
         ids = np.asarray(ids)
         if ids.ndim == 2 and ids.size:
             ids = ids[:, : ends_of(ids, self.eos).max() + 1]
-        return self.pool(self(ids), ids)
+        x = self.embeddings(self._checked(ids))
+        return self.final_layer_norm(self.encoder.at(ends_of(ids, self.eos), x, is_causal=True))
+
+    def _checked(self, ids: Any) -> np.ndarray:
+        ids = np.asarray(ids)
+        if ids.ndim != 2 or not 1 <= ids.shape[1] <= self.length:
+            raise ValueError(f"CLIPTextModel takes token numbers (N, L) with L from 1 to {self.length}, not {ids.shape}")
+        return ids
 
 
 def ends_of(ids: Any, eos: int) -> np.ndarray:
@@ -244,12 +265,15 @@ class CLIPVisionTransformer(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) to (N, 1 + patches, width), before the last norm."""
-        _check_pictures(x, self.shape)
-        return self.encoder(self.pre_layrnorm(self.embeddings(x)))
+        return self.encoder(self._embedded(x))
 
     def pooled(self, x: Tensor) -> Tensor:
         """(N, H, W, C) to (N, width)."""
-        return self.post_layernorm(self(x)[:, 0])
+        return self.post_layernorm(self.encoder.at(np.zeros(len(x), np.int64), self._embedded(x)))
+
+    def _embedded(self, x: Tensor) -> Tensor:
+        _check_pictures(x, self.shape)
+        return self.pre_layrnorm(self.embeddings(x))
 
 
 class CLIPVisionModel(_Published):
