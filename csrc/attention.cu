@@ -158,9 +158,24 @@ struct ForwardStorage {
     alignas(16) typename Tile::Weights weights[Tile::kRows];
 };
 
+// Three blocks on a multiprocessor, or as many as its shared memory (in KB) holds: to save registers for more would be in vain.
+#if __CUDA_ARCH__ == 750
+constexpr int kShared = 64;
+#elif __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ == 1200
+constexpr int kShared = 100;
+#elif __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000
+constexpr int kShared = 228;
+#else
+constexpr int kShared = 164;
+#endif
+template <class Storage>
+constexpr int kFitting = kShared * 1024 / int(sizeof(Storage) + 1024);
+template <class Storage>
+constexpr int kBlocks = kFitting<Storage> < 1 ? 1 : kFitting<Storage> > 3 ? 3 : kFitting<Storage>;
+
 // logsumexp (n, heads, queries).
 template <class T, class Tile>
-KERNEL_BOUNDS(kThreads, 3)
+KERNEL_BOUNDS(kThreads, (kBlocks<ForwardStorage<T, Tile>>))
 attention_rows(Sizes a, T scale, const T* q, const T* k, const T* v, T* out, T* logsumexp) {
     using Storage = ForwardStorage<T, Tile>;
     SHARED(Storage, shared);

@@ -14,7 +14,7 @@
 constexpr int kThreads = 128;
 
 template <class T>
-KERNEL void direct_forward(ConvSize a, Epilogue<T> epilogue, const T* x, const T* w, T* y) {
+KERNEL_BOUNDS(kThreads, 1) direct_forward(ConvSize a, Epilogue<T> epilogue, const T* x, const T* w, T* y) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= unsigned(a.n * a.p * a.q * a.o) && !MUTANT(111, "direct forward: threads past the end return")) return;
     const int o = i % a.o, pixel = i / a.o, q = pixel % a.q, p = pixel / a.q % a.p, n = pixel / a.q / a.p;
@@ -36,7 +36,7 @@ KERNEL void direct_forward(ConvSize a, Epilogue<T> epilogue, const T* x, const T
 }
 
 template <class T>
-KERNEL void direct_input_grad(ConvSize a, T* x, const T* w, const T* y) {
+KERNEL_BOUNDS(kThreads, 1) direct_input_grad(ConvSize a, T* x, const T* w, const T* y) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= unsigned(a.n * a.h * a.w * a.c) && !MUTANT(121, "direct input gradient: threads past the end return")) return;
     const int c = i % a.c, pixel = i / a.c, v = pixel % a.w, h = pixel / a.w % a.h, n = pixel / a.w / a.h;
@@ -60,7 +60,7 @@ KERNEL void direct_input_grad(ConvSize a, T* x, const T* w, const T* y) {
 }
 
 template <class T>
-KERNEL void direct_weight_grad(ConvSize a, const T* x, T* result, const T* y, int pixels_per_part) {
+KERNEL_BOUNDS(kThreads, 1) direct_weight_grad(ConvSize a, const T* x, T* result, const T* y, int pixels_per_part) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x, count = a.kh * a.kw * a.c * a.o;
     if (i >= count && !MUTANT(131, "direct weight gradient: threads past the end return")) return;
     const int o = i % a.o, c = i / a.o % a.c, s = i / a.o / a.c % a.kw, r = i / a.o / a.c / a.kw;

@@ -174,14 +174,14 @@ igemm_tc(ConvSize size, Epilogue<float> epilogue, const In* one, const In* other
 }
 
 // The passes before: 8 values a thread, bound by memory.
-KERNEL void round_tf32(const float* x, float* rounded, int fours) {
+KERNEL_BOUNDS(256, 1) round_tf32(const float* x, float* rounded, int fours) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= unsigned(fours) && !MUTANT(511, "round_tf32: threads past the end return")) return;
     const float4 v = load128(x + i * 4);
     store128(rounded + i * 4, make_uint4(to_tf32(v.x), to_tf32(v.y), to_tf32(v.z), to_tf32(v.w)));
 }
 
-KERNEL void pack_bf16(const float* x, uint16_t* packed, int eights) {
+KERNEL_BOUNDS(256, 1) pack_bf16(const float* x, uint16_t* packed, int eights) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= unsigned(eights) && !MUTANT(512, "pack_bf16: threads past the end return")) return;
     const float4 a = load128(x + i * 8), b = load128(x + i * 8 + 4);

@@ -27,7 +27,7 @@ struct Squares {
 };
 
 // transformed (16, in, out)
-KERNEL void wino_weights(Squares a, const float* weight, float* transformed) {
+KERNEL_BOUNDS(kThreads, 1) wino_weights(Squares a, const float* weight, float* transformed) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x, count = a.in * a.out;
     if (i >= count && !MUTANT(601, "wino weights: threads past the end return")) return;
     const int o = i % a.out, c = i / a.out;
@@ -50,7 +50,7 @@ KERNEL void wino_weights(Squares a, const float* weight, float* transformed) {
 }
 
 // transformed (16, tiles, in)
-KERNEL void wino_image(Squares a, const float* image, float* transformed) {
+KERNEL_BOUNDS(kThreads, 1) wino_image(Squares a, const float* image, float* transformed) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x, count = a.count() * a.in;
     if (i >= count && !MUTANT(611, "wino image: threads past the end return")) return;
     const int c = i % a.in, tile = i / a.in, across = a.across(), down = a.down();
@@ -109,7 +109,7 @@ wino_products(Squares a, const float* image, const float* weights, float* result
 }
 
 // products (16, tiles, out)
-KERNEL void wino_result(Squares a, Epilogue<float> epilogue, const float* products, float* result) {
+KERNEL_BOUNDS(kThreads, 1) wino_result(Squares a, Epilogue<float> epilogue, const float* products, float* result) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x, count = a.count() * a.out;
     if (i >= count && !MUTANT(621, "wino result: threads past the end return")) return;
     const int o = i % a.out, tile = i / a.out, across = a.across(), down = a.down();

@@ -35,8 +35,10 @@
 #define DEVICE __device__ __forceinline__
 #define HOST_DEVICE __host__ __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
-#define SHARED(Storage, name)                               \
-    extern __shared__ __align__(128) unsigned char shared_bytes_[]; \
+// The size of a dynamic buffer is known at the launch only: a comment in the PTX tells it to whoever counts occupancy.
+#define SHARED(Storage, name)                                                  \
+    extern __shared__ __align__(128) unsigned char shared_bytes_[];            \
+    asm volatile("// shared bytes: %0" ::"n"(static_cast<int>(sizeof(Storage)))); \
     Storage& name = *reinterpret_cast<Storage*>(shared_bytes_)
 #define BARRIER() __syncthreads()
 #define WARP_SYNC(mask) __syncwarp(mask)

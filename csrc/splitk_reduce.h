@@ -9,7 +9,7 @@
 #include "conv.h"
 
 template <class T>
-KERNEL void splitk_reduce(const T* parts, T* result, int count, int split) {
+KERNEL_BOUNDS(256, 1) splitk_reduce(const T* parts, T* result, int count, int split) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= unsigned(count) && !MUTANT(101, "splitk_reduce: the last block's threads past the end return")) return;
     T sum = ld(parts + i);
