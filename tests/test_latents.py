@@ -178,6 +178,17 @@ def test_more_places_are_halved_more_often(side: int, levels: int) -> None:
     assert [block.attentions is not None for block in model.down_blocks] == [False] * (levels - 1) + [True]
 
 
+@pytest.mark.parametrize(
+    ("side", "looking"), [(7, [True, True]), (8, [True, True]), (16, [False, True]), (32, [False, False, True])]
+)
+def test_words_are_looked_at_on_every_small_map(side: int, looking: list[bool]) -> None:
+    config = latent_unet((side, side, 4), [32, 64, 96], "CrossAttn")
+    sizes = {"in_channels": 4, "out_channels": 4, "layers_per_block": 1, "cross_attention_dim": 16}
+    model = models.UNet2DConditionModel.from_config(config | sizes)
+    assert [block.attentions is not None for block in model.down_blocks] == looking
+    assert [block.attentions is not None for block in model.up_blocks] == looking[::-1]
+
+
 def test_resuming_needs_no_autoencoder_and_gives_the_same_bits(runs: dict[str, Path], tmp_path: Path, own_cache: Path) -> None:
     shutil.copytree(runs["gaussian"], tmp_path / "ae")
     options = TINY | {"steps": 6, "latents": str(tmp_path / "ae")}

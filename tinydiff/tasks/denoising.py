@@ -17,17 +17,24 @@ from tinydiff.space import Latents, Pixels, Space, cached_moments
 from tinydiff.tasks.base import Config, OnPictures
 from tinydiff.tensor import Tensor, as_tensor
 
+ATTENDED = 8  # the longest side of a map whose places all look at the words
+
 
 def latent_unet(size: tuple[int, int, int], widths: list[int], attention: str = "Attn") -> Config:
-    """The UNet for latents (h, w, c): few places and many channels, so two levels do up to 16 × 16; attention at the last."""
-    levels = min(len(widths), 2 if max(size[:2]) <= 16 else 3)
+    """The UNet for latents (h, w, c): few places and many channels, so two levels do up to 16 × 16.
+
+    Attention is at the last level. Words ("CrossAttn") are looked at on every map of up to 8 × 8: they say what is to be where.
+    """
+    side = max(size[:2])
+    levels = min(len(widths), 2 if side <= 16 else 3)
+    attends = [level == levels - 1 or (attention == "CrossAttn" and side <= ATTENDED << level) for level in range(levels)]
+    kinds = [attention if here else "" for here in attends]
     return {
         "block_out_channels": widths[:levels],
-        "down_block_types": ["DownBlock2D"] * (levels - 1) + [f"{attention}DownBlock2D"],
-        "up_block_types": [f"{attention}UpBlock2D"] + ["UpBlock2D"] * (levels - 1),
-        "attention_head_dim": 32
-        if attention == "Attn"
-        else 4,  # in the one kind of UNet the size of a head, in the other their number
+        "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
+        "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(kinds)],
+        # in the one kind of UNet the size of a head, in the other their number
+        "attention_head_dim": 32 if attention == "Attn" else 4,
         "norm_num_groups": 8,
     }
 
