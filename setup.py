@@ -44,10 +44,12 @@ def find(variable: str, default: str, purpose: str) -> str:
 
 
 def architectures() -> list[str]:
-    """Compute capabilities to build for, such as "80"."""
+    """Compute capabilities to build for, such as "80". Raises SystemExit for a wish that names none."""
     asked = os.environ.get("TINYDIFF_CUDA_ARCH")
     if asked:
-        return ARCHITECTURES if asked == "all" else re.findall(r"\d+", asked)
+        if asked != "all" and not re.fullmatch(r"\d+(,\d+)*", asked):
+            raise SystemExit(f"TINYDIFF_CUDA_ARCH={asked}: use 80, or 80,90, or all")
+        return ARCHITECTURES if asked == "all" else asked.split(",")
     tool = shutil.which("nvidia-smi")
     if tool is not None:
         query = [tool, "--query-gpu=compute_cap", "--format=csv,noheader"]
@@ -80,6 +82,12 @@ def included(source: Path) -> dict[Path, bytes]:
     return found
 
 
+def workers() -> int:
+    """How many compilers run at once."""
+    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(len(os.sched_getaffinity(0)), memory // MEMORY_PER_JOB))
+
+
 def compile_all(jobs: list[tuple[list[str], Path]], folder: Path) -> list[str]:
     """Compile each (command, source) whose object isn't there yet, as many at once as processors and memory allow."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,9 +104,7 @@ def compile_all(jobs: list[tuple[list[str], Path]], folder: Path) -> list[str]:
             partial.replace(target)
         return str(target)
 
-    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    workers = max(1, min(len(os.sched_getaffinity(0)), memory // MEMORY_PER_JOB))
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers()) as pool:
         return list(pool.map(compile_one, jobs))
 
 
@@ -182,7 +188,8 @@ class BuildPython(build_py):
             shutil.copytree(CSRC, Path(self.build_lib) / "tinydiff" / "csrc", dirs_exist_ok=True)
 
 
-setup(
-    ext_modules=[Extension(name, []) for name in BuildKernels.builders],
-    cmdclass={"build_ext": BuildKernels, "build_py": BuildPython},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension(name, []) for name in BuildKernels.builders],
+        cmdclass={"build_ext": BuildKernels, "build_py": BuildPython},
+    )

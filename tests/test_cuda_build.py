@@ -1,5 +1,6 @@
 """The compiled kernels behind ops: what setup.py builds, and the path from an op down to a launch on the simulator."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import tinydiff as td
-from tinydiff import ops, simarray
+from tinydiff import backend, ops, simarray
 from tinydiff.cudasim import KernelError
 from tinydiff.kernels import cuda
 from tinydiff.samples import SAMPLES
@@ -285,6 +286,55 @@ def test_what_has_not_changed_is_not_compiled_again(built):
     assert " -shared " in done.stdout and " -c " not in done.stdout
 
 
+@pytest.fixture(scope="module")
+def script():
+    """setup.py as a module: its functions, with nothing built."""
+    spec = importlib.util.spec_from_file_location("setup_script", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_only_what_includes_a_changed_header_is_compiled_again(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("inner.h").write_text("const int number = 1;")
+    Path("outer.h").write_text('#include "inner.h"\n')
+    Path("one.cpp").write_text('#include "outer.h"\n')
+    Path("other.cpp").write_text("int other() { return 2; }\n")
+    jobs = [(["g++"], Path("one.cpp")), (["g++"], Path("other.cpp"))]
+    before = script.compile_all(jobs, tmp_path / "objects")
+    assert script.compile_all(jobs, tmp_path / "objects") == before and len(list((tmp_path / "objects").iterdir())) == 2
+    Path("inner.h").write_text("const int number = 2;")
+    after = script.compile_all(jobs, tmp_path / "objects")
+    assert after[0] != before[0] and after[1] == before[1]
+    assert script.compile_all([(["g++", "-O1"], Path("other.cpp"))], tmp_path / "objects")[0] != after[1]
+
+
+@pytest.mark.parametrize(("processors", "gigabytes", "expected"), [(8, 64, 8), (8, 3, 3), (8, 0.5, 1), (1, 64, 1)])
+def test_no_more_compilers_at_once_than_processors_and_memory_allow(script, monkeypatch, processors, gigabytes, expected):
+    pages = {"SC_AVPHYS_PAGES": int(gigabytes * 2**18), "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(script.os, "sysconf", pages.get)
+    monkeypatch.setattr(script.os, "sched_getaffinity", lambda _: range(processors))
+    assert script.workers() == expected
+
+
+def test_one_architecture_by_default_and_all_on_request(script, tmp_path, monkeypatch):
+    monkeypatch.delenv("TINYDIFF_CUDA_ARCH", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert script.architectures() == ["80"]
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 8.9\necho 9.0\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/bin{os.pathsep}/usr/bin")
+    assert script.architectures() == ["89"]
+    for asked, expected in (("80,90", ["80", "90"]), ("all", ["75", "80", "86", "89", "90", "100", "120"])):
+        monkeypatch.setenv("TINYDIFF_CUDA_ARCH", asked)
+        assert script.architectures() == expected
+    monkeypatch.setenv("TINYDIFF_CUDA_ARCH", "hopper")
+    with pytest.raises(SystemExit, match="TINYDIFF_CUDA_ARCH=hopper: use 80, or 80,90, or all"):
+        script.architectures()
+
+
 def test_without_compilers_the_record_says_why(tmp_path):
     empty = tmp_path / "bin"
     empty.mkdir()
@@ -314,4 +364,18 @@ def test_the_sdist_holds_every_source(tmp_path):
         inside = {name.partition("/")[2] for name in file.getnames()}
     needed = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix in {".h", ".cu", ".cpp"}}
     assert {"csrc/launch.h", "csrc/sim/sim.h", "csrc/bindings.cpp"} <= needed <= inside
-    assert "setup.py" in inside
+    assert {"setup.py", "tests/catalogue.py", "tests/cudacheck/example.cu", "benchmarks/harness.py"} <= inside
+
+
+def test_without_a_driver_the_error_is_cudas_sentence():
+    """Of the extension that nvcc built, where it was built and there is no GPU: its import and its launches return."""
+    module = pytest.importorskip("tinydiff._cuda")
+    try:
+        backend.check_device("cuda")
+    except RuntimeError:
+        code = module.softmax(0, 1, 1, 0, 0, 0, 0)
+        assert code > 0 and "CUDA" in module.error_message(code)
+        with pytest.raises(TypeError, match="incompatible function arguments"):
+            module.softmax("x")
+    else:
+        pytest.skip("there is a GPU")

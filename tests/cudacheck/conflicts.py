@@ -23,6 +23,9 @@ STATED: dict[str, tuple[int, ...]] = {
     # Rows of 48 bytes are read without conflicts; on their way in, two lanes of eight meet in one bank.
     "conv igemm_async": (576, 1152, 0),
     "conv igemm_async_64": (1152, 2304, 0),
+    "attention": (0, 37376, 0, 124928),  # of float64, as above
+    # A block's sums, added up once at its end, lie in pairs: neighbours are two banks apart (of float64 four).
+    "group_norm": (480, 960, 480, 960),
 }
 """The conflicts of each of a family's typical runs; those of a family that is not here have none."""
 

@@ -35,5 +35,6 @@ FAMILIES = [
         ["adamw.cu"],
         {"count": (1, 3, 33), "sizes": ((1,), (255, 0, 7), (1024, 1025), (3, 2000)), "averages": ("none", "some", "all")},
         _run,
+        typical=[{"count": 3, "sizes": (4096,), "averages": "all", "alignment": 4}],
     )
 ]

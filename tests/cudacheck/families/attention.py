@@ -106,5 +106,11 @@ FAMILIES = [
         },
         _run,
         valid=_valid,
+        typical=[
+            {"direction": direction, "precision": precision, "heads": (1, 1), "lengths": (128, 128), "sizes": (64, 64)}
+            | {"mask": "none", "alignment": 4}
+            for direction in ("forward", "backward")
+            for precision in DTYPES
+        ],
     )
 ]

@@ -6,6 +6,7 @@ import numpy as np
 
 from tests.cudacheck.family import Run, kernel_family
 from tests.cudacheck.launchers import Array
+from tests.cudacheck.pairwise import Row
 
 DTYPES = {"float32": np.float32, "float64": np.float64}  # in the order of enum Precision
 ROUNDING = {"float32": 4e-6, "float64": 1e-13}  # as a part of the sum of the terms' magnitudes
@@ -164,6 +165,14 @@ def _softmax(direction: str, rows: int, size: int, logarithmic: bool, precision:
 
 
 PRECISION = {"precision": tuple(DTYPES)}
+
+
+def _typical(**common: Any) -> list[Row]:
+    """Both directions, in both precisions."""
+    rest = {**common, "alignment": 4}
+    return [{**rest, "direction": direction, "precision": precision} for direction in DIRECTIONS for precision in DTYPES]
+
+
 GROUP_NORM = kernel_family(
     "group_norm",
     ["group_norm.cu"],
@@ -177,17 +186,20 @@ GROUP_NORM = kernel_family(
         **PRECISION,
     },
     _group_norm,
+    typical=_typical(n=1, pixels=256, channels=(128, 32), activation="silu", parameters="weight and bias"),
 )
 LAYER_NORM = kernel_family(
     "layer_norm",
     ["layer_norm.cu"],
     {"direction": DIRECTIONS, "rows": (1, 9, 65, 151), "size": (1, 31, 33, 100), "parameters": PARAMETERS, **PRECISION},
     _layer_norm,
+    typical=_typical(rows=128, size=256, parameters="weight and bias"),
 )
 SOFTMAX = kernel_family(
     "softmax",
     ["softmax.cu"],
     {"direction": DIRECTIONS, "rows": (1, 7, 9, 17), "size": (1, 31, 33, 200), "logarithmic": (False, True), **PRECISION},
     _softmax,
+    typical=_typical(rows=64, size=1024, logarithmic=False),
 )
 FAMILIES = [GROUP_NORM, LAYER_NORM, SOFTMAX]
