@@ -694,6 +694,8 @@ large("scaled_dot_product_attention", (2, 3, 65, 32), (2, 3, 67, 32), (2, 3, 67,
 large("scaled_dot_product_attention", (1, 2, 70, 40), (1, 2, 70, 40), (1, 2, 70, 40), is_causal=True)
 large("scaled_dot_product_attention", (1, 2, 70, 40), (1, 2, 70, 40), (1, 2, 70, 40), np.tri(70, 70, 3, dtype=bool))
 large("matmul", (300, 70), (70, 90))
+large("untake", (7, 90, 37), shape=(50, 37), indices=np.random.default_rng(1).integers(0, 50, (7, 90)))
+large("untake", (900, 2, 130), shape=(50, 2, 130), indices=np.random.default_rng(1).integers(0, 50, 900).astype(np.int32))
 large("matmul", (8, 50, 70), (70, 60))
 large("linear", (130, 70), (70, 90), (90,))
 for _shape, _weight, _stride, _padding in (
@@ -757,6 +759,8 @@ odd("scaled_dot_product_attention", (1, 2, 80, 24), (1, 2, 80, 24), (1, 2, 80, 2
 odd("scaled_dot_product_attention", (1, 1, 700, 160), (1, 1, 77, 160), (1, 1, 77, 160))
 odd("scaled_dot_product_attention", (1, 2, 1, 64), (1, 2, 3000, 64), (1, 2, 3000, 64))
 odd("scaled_dot_product_attention", (1, 1, 80, 24), (2, 1, 80, 24), (2, 1, 80, 24))
+odd("untake", (37, 600), shape=(37, 50), indices=np.random.default_rng(1).integers(0, 50, 600), axis=1)
+odd("untake", (9000,), shape=(50,), indices=np.random.default_rng(1).integers(0, 50, 9000))
 odd("matmul", (8, 50, 70), (8, 70, 60))
 odd("matmul", (1, 50, 70), (8, 70, 60))
 odd("matmul", (2, 1, 50, 70), (3, 70, 60))

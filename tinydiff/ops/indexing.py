@@ -59,6 +59,11 @@ def _(g: Tensor, indices: Any, axis: int) -> Tensor:
     return _take(g, indices, axis)
 
 
+@_untake.kernel("numpy", above=LARGE)
+def _(x: Array, shape: tuple[int, ...], indices: Any, axis: int) -> Any:
+    return kernels.indexing.untake(x, shape, indices, axis)
+
+
 @_untake.kernel("cuda")  # a GPU's add.at adds in any order
 def _(x: Array, shape: tuple[int, ...], indices: Any, axis: int) -> Any:
     return kernels.gpu.untake(x, shape, indices, axis)
