@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 
 ORACLES: dict[str, Callable[..., Any]] = {}
 LARGE: dict[str, list[tuple]] = {}
@@ -667,6 +668,11 @@ def large(name: str, *args: Any, **params: Any) -> None:
 
 def odd(name: str, *args: Any, **params: Any) -> None:
     _calls(ODD, name, *args, **params)
+
+
+def every(table: dict[str, list[tuple]]) -> list[Any]:
+    """The calls of a table as pytest's parameters (name, args, params)."""
+    return [pytest.param(name, c[:-1], c[-1], id=f"{name}-{k}") for name, calls in table.items() for k, c in enumerate(calls)]
 
 
 for _name in ("sigmoid", "silu", "gelu", "quick_gelu"):

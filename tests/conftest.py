@@ -10,11 +10,34 @@ import pytest
 from hypothesis import settings
 
 import tinydiff.kernels.jit  # noqa: F401 (before any module's own njit: Numba settles how it compiles when it is first used)
+from tinydiff import backend
 from tinydiff.cudasim.build import cache_folder
 from tinydiff.kernels import cuda
 
 settings.register_profile("tinydiff", max_examples=25, deadline=None, derandomize=True, database=None)
 settings.load_profile("tinydiff")
+
+
+DEVICES = ["cudasim", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """Each device beside the CPU; "cuda" where there is one."""
+    try:
+        return backend.check_device(request.param)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def launching(request, device):
+    """The same, with the compiled kernels of csrc/."""
+    if device == "cudasim":
+        request.getfixturevalue("built")
+    elif cuda.extension(device) is None:
+        pytest.fail("there is a GPU, but no kernels for it: see tinydiff doctor")
+    return device
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import pytest
 
 import tinydiff as td
 from tinydiff import backend, ops, simarray
+from tinydiff.backend import module_of
 from tinydiff.cudasim import KernelError
 from tinydiff.kernels import cuda
 from tinydiff.samples import SAMPLES
@@ -49,11 +50,11 @@ def assert_close(found, expected, tolerance):
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 2e-5)])
-def test_convolutions_of_the_catalogue_run_as_kernels(built, name, dtype, tolerance):
+def test_convolutions_of_the_catalogue_run_as_kernels(launching, name, dtype, tolerance):
     for sample in SAMPLES[name]:
         if not all(a.size for a in sample.arrays):
             continue
-        found, who = outcome("cudasim", lambda *x, s=sample: s(*x), sample.arrays, {}, dtype)
+        found, who = outcome(launching, lambda *x, s=sample: s(*x), sample.arrays, {}, dtype)
         expected, _ = outcome("cpu", lambda *x, s=sample: s(*x), sample.arrays, {}, np.float64)
         assert who == {"cuda"}
         assert_close(found, expected, tolerance)
@@ -95,7 +96,7 @@ def launches(monkeypatch):
 
 @pytest.mark.parametrize("activation", ["silu", "relu"])
 @pytest.mark.parametrize("bias", [None, (6,), (2, 6)])
-def test_bias_residual_and_activation_are_the_kernels_epilogue(built, launches, activation, bias):
+def test_bias_residual_and_activation_are_the_kernels_epilogue(launching, launches, activation, bias):
     """One launch forward, whether or not a gradient will be asked for, and one for each gradient; second ones agree too."""
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(shape) for shape in ((2, 5, 4, 5), (3, 3, 5, 6), bias, (2, 5, 4, 6)) if shape]
@@ -106,7 +107,7 @@ def test_bias_residual_and_activation_are_the_kernels_epilogue(built, launches, 
         return leaves, ops.conv2d(x, w, b[0] if b else None, padding=1, residual=residual, activation=activation)
 
     results = {}
-    for device in ("cpu", "cudasim"):
+    for device in ("cpu", launching):
         leaves, y = call(device)
         first = td.grad(y, leaves, td.tensor(slope, device=device))
         directions = [cuda.convrule.DIRECTIONS[numbers[1]] for _, numbers, _ in launches]
@@ -115,17 +116,17 @@ def test_bias_residual_and_activation_are_the_kernels_epilogue(built, launches, 
         gradients = td.grad(again, leaves, td.tensor(slope, device=device), create_graph=True)
         second = td.grad(list(gradients[:2]), leaves[:2], [td.tensor(a, device=device) for a in arrays[:2]])
         results[device] = [t.numpy() for t in (y, *first, *second)]
-    assert_close(results["cudasim"], results["cpu"], 1e-12)
+    assert_close(results[launching], results["cpu"], 1e-12)
 
     launches.clear()
     with td.no_grad(), recorded_calls() as calls:
-        _, y = call("cudasim", np.float32)
+        _, y = call(launching, np.float32)
     assert [c[0].name for c in calls] == ["conv2d_activation"] and [name for name, *_ in launches] == ["conv2d"]
     assert_close([y.numpy()], [results["cpu"][0]], 2e-5)
 
 
-def test_what_the_activation_was_applied_to_is_kept_for_silus_gradient_alone(built, launches):
-    x, w = (td.tensor(np.ones(shape, np.float32), True, device="cudasim") for shape in ((1, 4, 4, 2), (3, 3, 2, 2)))
+def test_what_the_activation_was_applied_to_is_kept_for_silus_gradient_alone(launching, launches):
+    x, w = (td.tensor(np.ones(shape, np.float32), True, device=launching) for shape in ((1, 4, 4, 2), (3, 3, 2, 2)))
     ops.conv2d(x, w, activation="silu")
     ops.conv2d(x, w, activation="relu")
     with td.no_grad():
@@ -133,27 +134,27 @@ def test_what_the_activation_was_applied_to_is_kept_for_silus_gradient_alone(bui
     assert [arrays["before"] is not None for _, _, arrays in launches] == [True, False, False]
 
 
-def test_tensor_cores_only_where_rounding_is_allowed(built):
+def test_tensor_cores_only_where_rounding_is_allowed(launching):
     rng = np.random.default_rng(0)
     x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 8, 8, 32), (3, 3, 32, 32)))
     exact = ops.conv2d(x.astype(np.float64), w.astype(np.float64), padding=1).numpy()
     errors = {}
     for name in cuda.PRECISIONS:
         with cuda.precision(name):
-            found = ops.conv2d(td.tensor(x, device="cudasim"), td.tensor(w, device="cudasim"), padding=1).numpy()
+            found = ops.conv2d(td.tensor(x, device=launching), td.tensor(w, device=launching), padding=1).numpy()
         errors[name] = np.abs(found - exact).max() / np.abs(exact).max()
     assert errors["float32"] < 1e-5 < errors["tf32"] < 2e-3 < errors["bf16"] < 1e-2
     with pytest.raises(ValueError, match="use one of float32, tf32, bf16"), cuda.precision("fp8"):
         pass
 
 
-def test_layouts_and_misaligned_slices(built):
+def test_layouts_and_misaligned_slices(launching):
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((2, 6, 6, 9)).astype(np.float32), rng.standard_normal((3, 3, 8, 4)).astype(np.float32)
-    there = td.tensor(x, device="cudasim"), td.tensor(w, device="cudasim")
+    there = td.tensor(x, device=launching), td.tensor(w, device=launching)
     expected = ops.conv2d(x[..., 1:], w, padding=1).numpy()
     assert_close([ops.conv2d(there[0][..., 1:], there[1], padding=1).numpy()], [expected], 1e-5)
-    flat = simarray.asarray(np.concatenate([[0], x[..., 1:].ravel()]).astype(np.float32))[1:]
+    flat = module_of(launching).asarray(np.concatenate([[0], x[..., 1:].ravel()]).astype(np.float32))[1:]
     view = td.Tensor(flat.reshape(2, 6, 6, 8))
     assert view.data.flags.c_contiguous and view.data.data.ptr % 16 == 4
     assert_close([ops.conv2d(view, there[1], padding=1).numpy()], [expected], 1e-5)

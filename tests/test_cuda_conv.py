@@ -7,7 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
+import tinydiff as td
 from tinydiff.cudasim import Memory, Simulator, build
+from tinydiff.kernels import cuda
 from tinydiff.kernels.convrule import DIRECTIONS, PRECISIONS, VERSIONS, ConvSize, choose
 from tinydiff.kernels.convrule import takes as rule_takes
 from tinydiff.ops import conv as definitions
@@ -132,6 +134,28 @@ def test_convolutions_agree_with_the_definitions(simulator, version, precision, 
             continue
         assert code == 0
         np.testing.assert_allclose(result, answer, rtol=0, atol=TOLERANCE[precision] * np.abs(answer).max())
+
+
+@pytest.mark.parametrize("direction", [FORWARD, INPUT_GRAD, WEIGHT_GRAD])
+@pytest.mark.parametrize(("version", "precision"), [(v, p) for v in VERSIONS for p in CAN[v]])
+def test_the_packages_own_path_to_each_version(launching, version, precision, direction):
+    """On a GPU all problems; on the simulator, where the test above has gone through them, one."""
+    for shape in PROBLEMS if launching == "cuda" else PROBLEMS[7:8]:
+        if not takes(version, precision, direction, shape):
+            continue
+        size, kernel, stride, padding, channels = shape
+        x, w, y = problem(size, kernel, stride, padding, channels, np.float64 if precision == FLOAT64 else np.float32)
+        there = {name: td.tensor(a, device=launching, dtype=a.dtype).data for name, a in (("x", x), ("w", w), ("y", y))}
+        options = {"stride": stride, "padding": padding, "force": version}
+        with cuda.precision("float32" if precision == FLOAT64 else PRECISIONS[precision]):
+            if direction == FORWARD:
+                found = cuda.conv2d(there["x"], there["w"], None, None, **options)
+            elif direction == INPUT_GRAD:
+                found = cuda.conv2d_input_grad(there["y"], there["w"], input_size=x.shape[1:3], **options)
+            else:
+                found = cuda.conv2d_weight_grad(there["x"], there["y"], kernel_size=kernel, **options)
+        answer = expected(direction, x, w, y, stride, padding)
+        np.testing.assert_allclose(found.get(), answer, rtol=0, atol=TOLERANCE[precision] * np.abs(answer).max())
 
 
 @pytest.mark.parametrize(("version", "precision"), [(v, p) for v in VERSIONS for p in range(4) if p not in CAN[v]])

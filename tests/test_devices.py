@@ -5,11 +5,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from catalogue import LARGE, ODD, every
 
 import tinydiff as td
 from tinydiff import backend, nn, ops, simarray
+from tinydiff.kernels import cuda
 from tinydiff.op import REGISTRY
-from tinydiff.samples import SAMPLES
+from tinydiff.samples import SAMPLES, Sample
+from tinydiff.testing import definition_only
 
 CALLS = [pytest.param(sample, id=f"{name}-{k}") for name, samples in sorted(SAMPLES.items()) for k, sample in enumerate(samples)]
 DIFFERENTIABLE = [call for call in CALLS if call.values[0].differentiable]
@@ -44,14 +47,6 @@ def assert_same(found, expected, device="cudasim"):
 # Every op.
 
 
-@pytest.fixture(params=["cudasim", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request):
-    try:
-        return backend.check_device(request.param)
-    except RuntimeError as error:
-        pytest.skip(str(error))
-
-
 @pytest.mark.parametrize("sample", [c for c in CALLS if not c.id.startswith("to-")])
 def test_results_are_the_cpus(sample, device):
     outcomes = []
@@ -73,6 +68,21 @@ def test_first_and_second_gradients_are_the_cpus(sample, device):
         second = td.grad(wanted, [*leaves, *cotangents], drawn(wanted, 2, where)) if wanted else []
         outcomes.append([*first, *second])
     assert_same(*outcomes, device)
+
+
+@pytest.mark.parametrize(("name", "args", "params"), every(LARGE | ODD))
+def test_calls_at_the_sizes_of_kernels_are_the_cpus(device, name, args, params):
+    """In float32; on the simulated GPU by definitions, for its kernels take long, and smaller calls go through them elsewhere."""
+    sample, outcomes = Sample(getattr(ops, name, None) or REGISTRY[name], args, params, True), []
+    for where, dtype in ((device, np.float32), ("cpu", np.float64)):
+        with cuda.simulated(False), definition_only(*(REGISTRY.values() if where == "cpu" else ())):
+            call, leaves = on(where, sample, dtype)
+            results = call(*leaves)
+            outcomes.append([*results, *td.grad(results, leaves, drawn(results, 1, where))])
+    for found, expected in zip(*outcomes, strict=True):
+        assert found.device == device and found.dtype == np.float32 and found.shape == expected.shape
+        largest = np.abs(expected.numpy()).max(initial=0.1)
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-3, atol=2e-5 * largest)
 
 
 @pytest.mark.parametrize("sample", [c for c in DIFFERENTIABLE if not c.id.startswith("to-")])

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from catalogue import LARGE, ODD, ORACLES, splitmix64
+from catalogue import LARGE, ODD, ORACLES, every, splitmix64
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -123,14 +123,6 @@ def test_inputs_are_not_changed_and_results_do_not_share_their_memory(name, samp
 
 
 # Kernels.
-
-
-def every(table):
-    return [pytest.param(name, *call, id=f"{name}-{k}") for name in table for k, call in enumerate(map(_split, table[name]))]
-
-
-def _split(call):
-    return call[:-1], call[-1]
 
 
 def run(name, args, params, dtype, arrange=np.copy):
