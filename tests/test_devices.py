@@ -22,10 +22,12 @@ def on(device, sample, dtype=np.float64):
     """The sample's call and its leaves on a device."""
 
     leaves = [td.tensor(a, sample.differentiable, dtype, device) for a in sample.arrays]
-    others = {id(a): td.tensor(a, device=device).data for a in sample.args if isinstance(a, np.ndarray)}
+    given = [a for a in (*sample.args, *sample.params.values()) if isinstance(a, np.ndarray)]
+    others = {id(a): td.tensor(a, device=device).data for a in given}
 
     def call(*values):
-        results = sample.function(*[others.get(id(arg), arg) for arg in sample.bind(values)], **sample.params)
+        params = {name: others.get(id(value), value) for name, value in sample.params.items()}
+        results = sample.function(*[others.get(id(arg), arg) for arg in sample.bind(values)], **params)
         return list(results) if isinstance(results, list | tuple) else [results]
 
     return call, leaves
@@ -70,7 +72,7 @@ def test_first_and_second_gradients_are_the_cpus(sample, device):
     assert_same(*outcomes, device)
 
 
-@pytest.mark.parametrize(("name", "args", "params"), every(LARGE | ODD))
+@pytest.mark.parametrize(("name", "args", "params"), [*every(LARGE), *every(ODD)])
 def test_calls_at_the_sizes_of_kernels_are_the_cpus(device, name, args, params):
     """In float32; on the simulated GPU by definitions, for its kernels take long, and smaller calls go through them elsewhere."""
     sample, outcomes = Sample(getattr(ops, name, None) or REGISTRY[name], args, params, True), []
