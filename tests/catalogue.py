@@ -468,6 +468,13 @@ def _(x: Any, weight: Any, bias: Any = None) -> Any:
     return out if bias is None else build(out.shape, lambda i: out[i] + bias[i[-1]])
 
 
+@oracle("mlp")
+def _(x: Any, weight1: Any, bias1: Any, weight2: Any, bias2: Any, residual: Any = None, activation: str = "gelu") -> Any:
+    linear = ORACLES["linear"]
+    out = linear(ORACLES[activation](linear(x, weight1, bias1)), weight2, bias2)
+    return out if residual is None else build(out.shape, lambda i: out[i] + residual[i])
+
+
 @oracle("einsum")
 def _(subscripts: str, *operands: Any) -> Any:
     inputs, arrow, output = subscripts.partition("->")
@@ -704,6 +711,9 @@ large("untake", (7, 90, 37), shape=(50, 37), indices=np.random.default_rng(1).in
 large("untake", (900, 2, 130), shape=(50, 2, 130), indices=np.random.default_rng(1).integers(0, 50, 900).astype(np.int32))
 large("matmul", (8, 50, 70), (70, 60))
 large("linear", (130, 70), (70, 90), (90,))
+for _name, _wide in (("gelu", 96), ("quick_gelu", 96), ("geglu", 192)):
+    large("mlp", (3, 111, 36), (36, _wide), (_wide,), (96, 64), (64,), (3, 111, 64), activation=_name)
+large("mlp", (777, 32), (32, 64), (64,), (64, 32), (32,))
 for _shape, _weight, _stride, _padding in (
     ((2, 16, 16, 32), (3, 3, 32, 32), 1, 1),
     ((2, 17, 15, 16), (3, 3, 16, 24), 2, 1),
@@ -767,6 +777,8 @@ odd("scaled_dot_product_attention", (1, 2, 1, 64), (1, 2, 3000, 64), (1, 2, 3000
 odd("scaled_dot_product_attention", (1, 1, 80, 24), (2, 1, 80, 24), (2, 1, 80, 24))
 odd("untake", (37, 600), shape=(37, 50), indices=np.random.default_rng(1).integers(0, 50, 600), axis=1)
 odd("untake", (9000,), shape=(50,), indices=np.random.default_rng(1).integers(0, 50, 9000))
+odd("mlp", (333, 36), (36, 90), (90,), (90, 64), (64,))
+odd("mlp", (333, 34), (34, 64), (64,), (64, 64), (64,), (333, 64), activation="quick_gelu")
 odd("matmul", (8, 50, 70), (8, 70, 60))
 odd("matmul", (1, 50, 70), (8, 70, 60))
 odd("matmul", (2, 1, 50, 70), (3, 70, 60))

@@ -229,6 +229,9 @@ def _products() -> None:
     register("linear", normal(2, 2, 3), normal(3, 2))
     register("linear", normal(3), normal(3, 2), normal(2))
     register("linear", normal(0, 3), normal(3, 2), normal(2))
+    register("mlp", normal(2, 3), normal(3, 4), normal(4), normal(4, 2), normal(2))
+    register("mlp", normal(2, 2, 3), normal(3, 2), normal(2), normal(2, 3), normal(3), normal(2, 2, 3), "quick_gelu")
+    register("mlp", normal(2, 3), normal(3, 4), normal(4), normal(2, 3), normal(3), normal(2, 3), "geglu")
     for subscripts, *shapes in (
         ("ij,jk->ik", (2, 3), (3, 2)),
         ("ij,jk,kl->il", (2, 3), (3, 2), (2, 2)),

@@ -79,7 +79,7 @@ def fill_slab(image, height, width, c, first_y, first_x, rows, columns, slab):  
 
 
 @njit
-def _tile_rows(a, lda, step, b, ldb, segments, length, bias, initial, ld_initial, c, ldc, columns, left):  # type: ignore[no-untyped-def]
+def tile_rows(a, lda, step, b, ldb, segments, length, bias, initial, ld_initial, c, ldc, columns, left):  # type: ignore[no-untyped-def]
     """Multiplies the largest tile of the `left` rows, and says how many rows that was."""
     args = (a, lda, step, 0, b, ldb, segments, length, bias, initial, ld_initial, c, ldc, columns)
     if left >= ROWS and left != 16:
@@ -149,7 +149,7 @@ def forward(args, thread):  # type: ignore[no-untyped-def]
                 run = rows * wo if flat else wo
                 while done < run:
                     start = residual + at if residual != 0 else 0
-                    count = _tile_rows(
+                    count = tile_rows(
                         a_now, lda, step, b, ldb, kh, kw * c, add, start, y_pixel, y + at, y_pixel, wanted, run - done
                     )
                     done += count
@@ -194,7 +194,7 @@ def shift_add(args, thread):  # type: ignore[no-untyped-def]
                         done += ROWS
                     else:
                         wanted = min(WIDTH, stride - j * WIDTH)
-                        done += _tile_rows(a, c, 0, b, WIDTH, 1, c, 0, 0, stride, product, stride, wanted, left_over - done)
+                        done += tile_rows(a, c, 0, b, WIDTH, 1, c, 0, 0, stride, product, stride, wanted, left_over - done)
             for pixel in range(0, min(CHUNK, run - chunk), LANES):
                 for k in range(0, stride, LANES):
                     transpose(products + 4 * (pixel * stride + k), stride, planes + 4 * (k * plane + chunk + pixel), plane)

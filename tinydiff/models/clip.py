@@ -14,7 +14,7 @@ from tinydiff.names import choose
 from tinydiff.nn import Conv2d, Embedding, GroupNorm, LayerNorm, Linear, Module, ModuleList, Parameter, init, no_init
 from tinydiff.tensor import Tensor
 
-ACTIVATIONS = {"quick_gelu": ops.quick_gelu, "gelu": ops.gelu}
+ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}  # as configs and as ops.mlp call them
 
 # What published config.json files also hold, and what changes nothing here: notes of the program that wrote them, how its
 # weights were first drawn, dropout (never on in them), and how it would generate text, which these models don't do.
@@ -98,9 +98,9 @@ class CLIPMLP(Module):
         self.fc2 = _linear(inner, width, width**-0.5 * (2 * depth) ** -0.5)
         self.activation = choose(ACTIVATIONS, activation, "activation (hidden_act)")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, width) to the same."""
-        return self.fc2(self.activation(self.fc1(x)))
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """(…, width) to the same, added to the residual."""
+        return ops.mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, residual, self.activation)
 
 
 class CLIPEncoderLayer(Module):
@@ -116,14 +116,14 @@ class CLIPEncoderLayer(Module):
         """(N, L, width) to the same."""
         y = self.layer_norm1(x)
         x = x + self.self_attn(y, y, is_causal)
-        return x + self.mlp(self.layer_norm2(x))
+        return self.mlp(self.layer_norm2(x), x)
 
     def at(self, positions: np.ndarray, x: Tensor, is_causal: bool) -> Tensor:
         """Of `forward` only what it gives at one position of each row, (N, 1, width), and no more computed than that needs."""
         mask = (np.arange(x.shape[1]) <= positions[:, None])[:, None, None] if is_causal else None
         one = _picked(x, positions)
         one = one + self.self_attn(self.layer_norm1(one), self.layer_norm1(x), False, mask)
-        return one + self.mlp(self.layer_norm2(one))
+        return self.mlp(self.layer_norm2(one), one)
 
 
 class CLIPEncoder(Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from tinydiff import ops
 from tinydiff.nn import Attention, Conv2d, GroupNorm, LayerNorm, Linear, Module, ModuleList
@@ -12,25 +13,22 @@ EPS = 1e-6  # of the group norm, whatever the network's other norms have
 
 
 class GEGLU(Module):
-    """h · gelu(gate), both linear in x (Shazeer 2020, "GLU variants improve transformer")."""
+    """h · gelu(gate), both linear in x (Shazeer 2020, "GLU variants improve transformer"): holds the weights, for `ops.mlp`."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         self.proj = Linear(in_features, 2 * out_features)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, in) to (…, out)."""
-        return ops.geglu(self.proj(x))
 
 
 class FeedForward(Module):
     """GEGLU to four times the width, and a linear layer back. The published models have an inactive dropout between."""
 
     def __init__(self, width: int) -> None:
-        self.net = ModuleList([GEGLU(width, 4 * width), Module(), Linear(4 * width, width)])
+        self.net: ModuleList[Any] = ModuleList([GEGLU(width, 4 * width), Module(), Linear(4 * width, width)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, width) to the same."""
-        return self.net[2](self.net[0](x))
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """(…, width) to the same, added to the residual."""
+        first, last = self.net[0].proj, self.net[2]
+        return ops.mlp(x, first.weight, first.bias, last.weight, last.bias, residual, "geglu")
 
 
 class BasicTransformerBlock(Module):
@@ -57,7 +55,7 @@ class BasicTransformerBlock(Module):
         if self.observer is not None:
             self.observer(self.attn2, y, context)
         x = x + self.attn2(y, context)
-        return x + self.ff(self.norm3(x))
+        return self.ff(self.norm3(x), x)
 
 
 class Transformer2DModel(Module):

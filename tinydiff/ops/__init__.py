@@ -45,6 +45,7 @@ from tinydiff.ops.elementwise import (
 from tinydiff.ops.indexing import embedding, gather, scatter_add, take, upsample_nearest2d
 from tinydiff.ops.linalg import einsum, linear, matmul
 from tinydiff.ops.loss import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from tinydiff.ops.mlp import mlp
 from tinydiff.ops.norm import group_norm, layer_norm
 from tinydiff.ops.reduce import argmax, argmin, cumsum, log_softmax, logsumexp, max, mean, min, softmax, std, sum, var
 from tinydiff.ops.shape import (
