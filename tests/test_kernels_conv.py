@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinydiff.kernels import conv, gemm, memory
+from tinydiff.kernels import conv, gemm, memory, winograd
 
 FLOAT32 = np.finfo(np.float32).eps
 
@@ -85,6 +85,27 @@ def close(found, expected, terms, factor=1.0):
     """Equal within rounding: `terms` products of unit-variance numbers were summed."""
     assert found.dtype == np.float32 and found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=factor * 40 * FLOAT32 * np.sqrt(terms) + 1e-6)
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_narrower_tiles_share_the_transformed_weights(tile):
+    """Exactly, in fractions: m outputs from m + 2 of a whole tile's points, and the sums of products with m taps' transforms."""
+    rng = np.random.default_rng(0)
+    taps = rng.integers(-9, 9, 3).tolist()
+    _, whole, _ = winograd.cook_toom(tile, 3, tile)
+    transformed = [sum(a * b for a, b in zip(row, taps)) for row in whole]
+    for m in range(1, tile + 1):
+        a, _, b = winograd.cook_toom(m, 3, tile)
+        data = rng.integers(-9, 9, m + 2).tolist()
+        products = [u * sum(p * q for p, q in zip(row, data)) for u, row in zip(transformed, b)]
+        expected = [sum(taps[k] * data[i + k] for k in range(3)) for i in range(m)]
+        assert [sum(p * q for p, q in zip(row, products)) for row in a] == expected
+        _, g, _ = winograd.cook_toom(3, m, tile)
+        gradient = rng.integers(-9, 9, m).tolist()
+        sums = [sum(p * q for p, q in zip(row, gradient)) * sum(p * q for p, q in zip(line, data)) for row, line in zip(g, b)]
+        final = winograd.cook_toom(3, tile, tile)[0]
+        expected = [sum(gradient[i] * data[k + i] for i in range(m)) for k in range(3)]
+        assert [sum(p * q for p, q in zip(row, sums)) for row in final] == expected
 
 
 WINOGRAD = 10  # times the error of a plain sum
@@ -292,6 +313,7 @@ def test_the_three_directions_are_adjoint(force, case):
         (3, 1, 256, 256, (64, 7, 7), "winograd_f4"),
         (3, 1, 320, 320, (1, 64, 64), "winograd_f4"),
         (3, 1, 128, 128, (1, 16, 16), "winograd_f2"),  # 16 tiles of 4×4 are few beside the transform of the weights
+        (3, 1, 64, 64, (4, 6, 6), "winograd_f2"),  # a side of 6 is 12 points either way, 4 + 2 wide or 2 + 2 + 2
         (3, 1, 64, 64, (1, 4, 4), "direct"),  # too few pixels for any transform of the weights
         (3, 1, 1, 64, (64, 28, 28), "direct"),
         (3, 1, 64, 1, (64, 28, 28), "shift_add"),

@@ -119,6 +119,23 @@ class Emitter:
         return self.builder.call(self.function(f"llvm.fma.v{LANES}f32", VECTOR, [VECTOR] * 3), [a, b, c])
 
 
+def call_own(builder: Any, name: str, args: list[Any], emit: Any) -> None:
+    """Calls a function of that name that is not inlined, and that `emit(builder, args)` writes where the module has none yet.
+
+    Inside a large kernel, LLVM runs out of registers: products in Winograd's forward kernel spilled so many accumulators that
+    they ran at three quarters of their speed. Internal, so that arguments which are constants in all of a kernel are folded.
+    """
+    function = builder.module.globals.get(name)
+    if function is None:
+        function = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [I64] * len(args)), name)
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        own = ir.IRBuilder(function.append_basic_block("start"))
+        emit(own, function.args)
+        own.ret_void()
+    builder.call(function, args)
+
+
 @intrinsic
 def transpose(typingctx, source, s_stride, target, t_stride):  # type: ignore[no-untyped-def]
     """Writes the square of LANES × LANES floats at `source` transposed to `target`; strides between rows."""
@@ -164,8 +181,6 @@ def gemm_tile(rows: int, vectors: int, *, transposed: bool = False, scattered: b
     A[s, m, k] lies at a + s·a_step + m·lda + k, or at a + s·a_step + m + k·lda if transposed, or at a + s·a_step + offsets[m] +
     k·lda if transposed and scattered (`offsets` is the address of int32 numbers). bias or initial 0 means none.
     B is read in whole vectors. Addresses are integers, steps and strides are in floats, segments and length are at least 1.
-    The tile is a function of its own, not inlined: as a part of Winograd's forward kernel, LLVM spilled so many accumulators that
-    it ran at three quarters of its speed. Internal, so that arguments which are constants in all of a kernel are folded.
     """
     name = f"tile_{rows}x{vectors}{'_transposed' * transposed}{'_scattered' * scattered}"
 
@@ -247,16 +262,9 @@ def gemm_tile(rows: int, vectors: int, *, transposed: bool = False, scattered: b
                 row = emit.at(emit.pointer(c), emit.times(m, ldc))
                 for j in range(vectors):
                     emit.masked_store(updated[m * vectors + j], emit.at(row, j * LANES), masks[j])
-            builder.ret_void()
 
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            function = builder.module.globals.get(name)
-            if function is None:
-                function = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [I64] * 14), name)
-                function.linkage = "internal"
-                function.attributes.add("noinline")
-                emit_tile(ir.IRBuilder(function.append_basic_block("start")), function.args)
-            builder.call(function, args)
+            call_own(builder, name, args, emit_tile)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 14), codegen
