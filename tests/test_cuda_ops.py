@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tinydiff as td
-from tinydiff import nn, ops, optim
+from tinydiff import nn, ops, optim, simarray
 from tinydiff.kernels import cuda
 from tinydiff.samples import SAMPLES
 from tinydiff.testing import definition_only
@@ -106,6 +106,60 @@ def test_what_no_kernel_takes_is_computed_by_definitions(built, launched):
     assert launched == []
     ops.softmax(x)
     assert launched == ["softmax"]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_a_kernel_can_not_do_is_one_sentence(built, launched, monkeypatch, name):
+    """Too many elements, arrays freed, or on another GPU, forward and backward; nothing is launched."""
+    x = td.tensor(ROWS, True, np.float32, "cudasim")
+    y, g = CALLS[name](x), td.tensor(ROWS, dtype=np.float32, device="cudasim")
+    launched.clear()
+    for target, value, error, message in (
+        ((cuda, "LARGEST"), ROWS.size - 1, ValueError, "has 630 elements, more than 32 bits index; split the batch"),
+        ((simarray.ndarray, "data"), property(lambda a: simarray.MemoryPointer(0)), ValueError, "has no memory: it was freed"),
+        (
+            (simarray.ndarray, "device"),
+            property(lambda a: simarray.Device(1)),
+            TypeError,
+            "is on GPU 1, and the current one is 0",
+        ),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(*target, value)
+            with pytest.raises(error, match=message):
+                CALLS[name](x)
+            with pytest.raises(error, match=message):
+                td.grad(y, x, g, retain_graph=True)
+    assert launched == []
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_too_little_memory_is_one_sentence(built, launched, monkeypatch, name):
+    x = td.tensor(ROWS, True, np.float32, "cudasim")
+    y, g = CALLS[name](x), td.tensor(ROWS, dtype=np.float32, device="cudasim")
+    launched.clear()
+
+    def full(shape, dtype=float):
+        raise MemoryError("Out of memory allocating 9 bytes")
+
+    monkeypatch.setattr(simarray, "empty", full)
+    for call in (lambda: CALLS[name](x), lambda: td.grad(y, x, g)):
+        with pytest.raises(MemoryError, match=r"no room on the GPU for \w+, 0 MB \(Out of memory .*\); use a smaller batch"):
+            call()
+    assert launched == []
+
+
+def test_adamw_refuses_what_a_kernel_would_read_wrongly(built, launched, monkeypatch):
+    p = nn.Parameter(simarray.zeros(7, np.float32))
+    optimizer, p.grad = optim.AdamW([p]), td.tensor(np.ones(7, np.float32), device="cudasim")
+    with monkeypatch.context() as patch:
+        patch.setattr(simarray.ndarray, "data", property(lambda a: simarray.MemoryPointer(0)))
+        with pytest.raises(ValueError, match=r"parameter of shape \(7,\) has no memory: it was freed"):
+            optimizer.step()
+    p.grad = td.tensor(np.ones(7, np.float32))
+    with pytest.raises(TypeError, match="different devices can't be mixed: cpu, cudasim"):
+        optimizer.step()
+    assert launched == []
 
 
 def test_adamw_and_the_average_are_one_launch(launching, launched):

@@ -141,6 +141,12 @@ def allocate(xp: ModuleType, name: str, shape: Sequence[int], dtype: Any) -> Arr
         raise MemoryError(f"no room on the GPU for {name}, {megabytes:,.0f} MB ({error}); use a smaller batch") from None
 
 
+def empty_like(array: Array, name: str, *shape: int) -> Array:
+    """What a kernel will write: of `shape`, with the array's dtype, where it is. Raises as `check_size` and `allocate` do."""
+    check_size(name, shape)
+    return allocate(array_module(array), name, shape, array.dtype)
+
+
 def aligned(*arrays: Array) -> bool:
     """Whether all begin where vector loads may."""
     return all(a.data.ptr % ALIGNMENT == 0 for a in arrays)

@@ -57,11 +57,10 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None, *, is_causal: bo
     if given is None:
         return NotImplemented
     q, k, v = given
-    xp = array_module(q)
     numbers, mask = _problem(q, v, mask, is_causal, scale)
     n, queries, heads, _ = q.shape
-    arrays = {"q": q, "k": k, "v": v, "mask": mask, "out": xp.empty((n, queries, heads, v.shape[3]), q.dtype)}
-    arrays["logsumexp"] = xp.empty((n, heads, queries), q.dtype)
+    arrays = {"q": q, "k": k, "v": v, "mask": mask, "out": cuda.empty_like(q, "out", n, queries, heads, v.shape[3])}
+    arrays["logsumexp"] = cuda.empty_like(q, "logsumexp", n, heads, queries)
     cuda.launch("attention", numbers, arrays, ["out", "logsumexp"])
     return _exchange(arrays["out"]), arrays["logsumexp"]
 
@@ -74,10 +73,9 @@ def attention_backward(
     if given is None:
         return NotImplemented
     g, q, k, v, out = given
-    xp = array_module(q)
     numbers, mask = _problem(q, v, mask, is_causal, scale)
-    gradients = {f"g{name}": xp.empty(a.shape, a.dtype) for name, a in (("q", q), ("k", k), ("v", v))}
+    gradients = {f"g{name}": cuda.empty_like(a, f"g{name}", *a.shape) for name, a in (("q", q), ("k", k), ("v", v))}
     arrays = {"g": g, "q": q, "k": k, "v": v, "mask": mask, "out": out, "logsumexp": logsumexp, **gradients}
-    arrays["workspace"] = xp.empty(logsumexp.shape, q.dtype)
+    arrays["workspace"] = cuda.empty_like(q, "workspace", *logsumexp.shape)
     cuda.launch("attention_backward", numbers, arrays, [*gradients, "workspace"])
     return tuple(map(_exchange, gradients.values()))

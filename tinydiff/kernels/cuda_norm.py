@@ -22,12 +22,9 @@ def _parameters(x: Array, *parameters: Array | None) -> bool:
     return all(p is None or p.shape == x.shape[-1:] for p in parameters)
 
 
-def _empty(like: Array, *shape: int) -> Array:
-    return array_module(like).empty(shape, like.dtype)
-
-
 def _workspace(name: str, like: Array, size: Sequence[int]) -> Array:
-    return array_module(like).empty(getattr(cuda.launchers(like), name)(*size) // 4, "float32")
+    floats = getattr(cuda.launchers(like), name)(*size) // 4
+    return cuda.allocate(array_module(like), f"the {name.replace('_', ' ')}", (floats,), "float32")
 
 
 def group_norm(x: Array, weight: Any, bias: Any, *, num_groups: int, eps: float, activation: str | None) -> Any:
@@ -43,9 +40,9 @@ def group_norm(x: Array, weight: Any, bias: Any, *, num_groups: int, eps: float,
         "x": x,
         "weight": weight,
         "bias": bias,
-        "y": _empty(x, *x.shape),
-        "mean": _empty(x, x.shape[0], num_groups),
-        "rstd": _empty(x, x.shape[0], num_groups),
+        "y": cuda.empty_like(x, "y", *x.shape),
+        "mean": cuda.empty_like(x, "mean", x.shape[0], num_groups),
+        "rstd": cuda.empty_like(x, "rstd", x.shape[0], num_groups),
         "workspace": _workspace("group_norm_workspace", x, size),
     }
     cuda.launch("group_norm", [*size, eps, ACTIVATIONS.index(activation)], arrays, ["y", "mean", "rstd", "workspace"])
@@ -68,9 +65,9 @@ def group_norm_backward(
         "bias": bias,
         "mean": mean,
         "rstd": rstd,
-        "gx": _empty(x, *x.shape),
-        "gweight": None if weight is None else _empty(x, *weight.shape),
-        "gbias": None if bias is None else _empty(x, *bias.shape),
+        "gx": cuda.empty_like(x, "gx", *x.shape),
+        "gweight": None if weight is None else cuda.empty_like(x, "gweight", *weight.shape),
+        "gbias": None if bias is None else cuda.empty_like(x, "gbias", *bias.shape),
         "workspace": _workspace("group_norm_workspace", x, size),
     }
     written = ["gx", "gweight", "gbias", "workspace"]
@@ -89,8 +86,8 @@ def layer_norm(x: Array, weight: Any, bias: Any, *, eps: float) -> Any:
         return NotImplemented
     x, weight, bias = given
     size = _rows(x)
-    arrays = {"x": x, "weight": weight, "bias": bias, "y": _empty(x, *x.shape)}
-    arrays |= {name: _empty(x, size[1]) for name in ("mean", "rstd")}
+    arrays = {"x": x, "weight": weight, "bias": bias, "y": cuda.empty_like(x, "y", *x.shape)}
+    arrays |= {name: cuda.empty_like(x, name, size[1]) for name in ("mean", "rstd")}
     cuda.launch("layer_norm", [*size, eps], arrays, ["y", "mean", "rstd"])
     return arrays["y"], (arrays["mean"], arrays["rstd"])
 
@@ -102,9 +99,9 @@ def layer_norm_backward(g: Array, x: Array, weight: Any, bias: Any, mean: Array,
         return NotImplemented
     g, x, weight = given
     size = _rows(x)
-    arrays = {"g": g, "x": x, "weight": weight, "mean": mean, "rstd": rstd, "gx": _empty(x, *x.shape)}
-    arrays["gweight"] = None if weight is None else _empty(x, *weight.shape)
-    arrays["gbias"] = None if bias is None else _empty(x, *bias.shape)
+    arrays = {"g": g, "x": x, "weight": weight, "mean": mean, "rstd": rstd, "gx": cuda.empty_like(x, "gx", *x.shape)}
+    arrays["gweight"] = None if weight is None else cuda.empty_like(x, "gweight", *weight.shape)
+    arrays["gbias"] = None if bias is None else cuda.empty_like(x, "gbias", *bias.shape)
     arrays["workspace"] = _workspace("layer_norm_workspace", x, size)
     cuda.launch("layer_norm_backward", size, arrays, ["gx", "gweight", "gbias", "workspace"])
     return arrays["gx"], arrays["gweight"], arrays["gbias"]
@@ -115,7 +112,7 @@ def softmax(x: Array, *, axis: int, logarithmic: bool = False) -> Any:
     given = cuda.taken(x=x)
     if given is None or axis not in (-1, x.ndim - 1):
         return NotImplemented
-    arrays = {"x": given[0], "y": _empty(x, *x.shape)}
+    arrays = {"x": given[0], "y": cuda.empty_like(x, "y", *x.shape)}
     cuda.launch("softmax", [*_rows(x), logarithmic], arrays, ["y"])
     return arrays["y"]
 
@@ -125,7 +122,7 @@ def softmax_backward(g: Array, out: Array, *, axis: int, logarithmic: bool = Fal
     given = cuda.taken(g=g, out=out)
     if given is None or axis not in (-1, out.ndim - 1):
         return NotImplemented
-    arrays = {"g": given[0], "y": given[1], "gx": _empty(out, *out.shape)}
+    arrays = {"g": given[0], "y": given[1], "gx": cuda.empty_like(out, "gx", *out.shape)}
     cuda.launch("softmax_backward", [*_rows(out), logarithmic], arrays, ["gx"])
     return arrays["gx"]
 
