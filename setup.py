@@ -119,7 +119,7 @@ def bindings(compiler: str, module: str) -> tuple[list[str], Path]:
 def build_cudasim(target: Path, folder: Path) -> str:
     """Kernels and the simulator with g++. Returns what built them."""
     compiler = find("CXX", "g++", "the simulated GPU's kernels are compiled with it")
-    flags = [compiler, *COMMON, "-O2", "-g1", "-fno-strict-aliasing", "-DTINYDIFF_SIM"]
+    flags = [compiler, *COMMON, "-O2", "-g1", "-gdwarf-4", "-fno-strict-aliasing", "-DTINYDIFF_SIM"]
     kernels = [([*flags, "-x", "c++"], source) for source in sorted(CSRC.glob("*.cu"))]
     jobs = [*kernels, (flags, CSRC / "sim" / "runtime.cpp"), bindings(compiler, "_cudasim")]
     run([compiler, "-shared", *compile_all(jobs, folder), "-ldl", "-o", str(target)])

@@ -245,6 +245,19 @@ def test_asynchronous_copies(copies):
     np.testing.assert_array_equal(y, np.concatenate([padded[127:95:-1], padded[255:223:-1]]))
 
 
+@pytest.mark.parametrize("name", ["load", "store", "header"])
+@pytest.mark.parametrize("at", [2**40, -(2**40), 2**60])
+def test_a_wild_index_is_a_finding_and_no_crash(name, at):
+    kernels = cudasim.compile("""#include "launch.h"
+KERNEL void load(const float* x, float* y, long long at) { st(y + threadIdx.x, x[at]); }
+KERNEL void store(const float* x, float* y, long long at) { y[at] = x[threadIdx.x]; }
+KERNEL void header(const float* x, float* y, long long at) { st(y + threadIdx.x, ld(x + at)); }
+""")
+    x = np.zeros(32, np.float32)
+    with pytest.raises(cudasim.KernelError, match=r"bounds at kernel\.cu:.* at an address outside every array"):
+        getattr(kernels, name)(x, np.zeros_like(x), at, grid=1, block=32)
+
+
 @pytest.mark.parametrize(("bug", "kind"), [(1, "async"), (2, "race"), (3, "bounds"), (4, "async")])
 @pytest.mark.parametrize("late", [True, False])
 def test_each_bug_of_asynchronous_copies_is_noticed(copies, bug, kind, late):

@@ -5,7 +5,11 @@
 // barriers order a block's threads (every barrier begins a new interval), WARP_SYNC orders the lanes it names (each thread
 // knows up to which of their own counts it is ordered after its fellow lanes), and nothing orders blocks. Shuffles exchange
 // values but order no memory, as in CUDA.
+#include <sys/mman.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <unordered_set>
 
 #include "runtime.h"
 #include "shadow.h"
@@ -138,6 +142,16 @@ void see_copy(void* dst, size_t bytes, bool begins, const void* pc) {
     if (!begins) see_shared(dst, bytes, Access::write, pc);
 }
 
+// Whether there is memory at all: a wild index must end in a finding, not in a crash.
+static bool mapped(const void* p) {
+    constexpr uintptr_t kPage = 4096;
+    static std::unordered_set<uintptr_t> known;
+    const uintptr_t page = reinterpret_cast<uintptr_t>(p) & ~(kPage - 1);
+    if (known.count(page)) return true;
+    if (msync(reinterpret_cast<void*>(page), kPage, MS_ASYNC) && errno == ENOMEM) return false;  // does nothing else
+    return known.insert(page).second;
+}
+
 // An access that the compiler reports: to shared memory, to an array, or to what is none of our business (stacks, constants).
 static void plain(const void* p, size_t bytes, Access access, const void* pc) {
     if (!running || !current || current->fiber.owns(p)) return;
@@ -148,7 +162,7 @@ static void plain(const void* p, size_t bytes, Access access, const void* pc) {
         check_global(p, bytes, access, {nullptr, 0, pc});
         record(p, bytes, access, {nullptr, 0}, pc);
         see(p, bytes, access, pc);
-    } else if (in_guard(p, bytes)) {
+    } else if (in_guard(p, bytes) || !mapped(p)) {
         fail("bounds", {nullptr, 0, pc}, "%s %s %zu bytes at %s", name_thread(*current).c_str(), does(access), bytes,
              describe_place(p, bytes).c_str());
     }

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import platformdirs
 
-COMMON = ["-std=c++17", "-fPIC", "-DTINYDIFF_SIM", "-fno-strict-aliasing", "-g1", "-Wall", "-Wno-unused"]
+COMMON = ["-std=c++17", "-fPIC", "-DTINYDIFF_SIM", "-fno-strict-aliasing", "-g1", "-gdwarf-4", "-Wall", "-Wno-unused"]
+"""Of DWARF 4, because addr2line confuses the first two files of version 5: findings would name the wrong one."""
 RUNTIME = {
     "fast": ["-O2", "-fvisibility=hidden"],  # each library has a simulator of its own
     "checked": ["-O2", "-fvisibility=hidden"],
