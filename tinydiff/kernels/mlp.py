@@ -14,8 +14,7 @@ import numpy as np
 
 from tinydiff.kernels import mathfun
 from tinydiff.kernels.activation import QUICK_GELU
-from tinydiff.kernels.arrays import load, plain, store
-from tinydiff.kernels.conv import threads_for
+from tinydiff.kernels.arrays import load, plain, store, threads_for
 from tinydiff.kernels.direct import pack, tile_rows
 from tinydiff.kernels.gemm import add_rows, block_rows, multiply_summed
 from tinydiff.kernels.jit import njit
@@ -124,7 +123,7 @@ def _backward(args, thread):  # type: ignore[no-untyped-def]
 def _pack(w: np.ndarray, packed: int, kept: bool = False) -> None:
     """w (K, N), of any strides, as panels."""
     k, n = w.shape
-    threads = threads_for(-(-n // WIDTH), w.size)
+    threads = min(threads_for(w.size), -(-n // WIDTH))
     launch(pack, threads, address(w), 0, 0, *(s // 4 for s in w.strides), 1, 1, k, n, packed, threads, recorded=not kept)
 
 

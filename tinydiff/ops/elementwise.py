@@ -65,7 +65,7 @@ def add(xp: Any, x: Array, y: Array) -> Array:
     return xp.add(x, y)
 
 
-@add.kernel("numpy", above=1 << 18)
+@add.kernel("numpy", above=1 << 16)
 def _(x: Array, y: Array) -> Any:
     return kernels.activation.add(x, y)
 
