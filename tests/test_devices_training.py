@@ -45,7 +45,11 @@ def test_a_unet_trains_ten_steps_to_the_cpus_losses(other):
         ("denoiser", TINY, ["example.x", "timestep embedding", "labels", "target"]),
         ("classifier", {"batch_size": 4, "model.widths": [8, 8]}, ["pictures", "target"]),
         ("autoencoder", {"batch_size": 2, "width": 8, "factor": 2}, ["pictures", "noise of the bottleneck"]),
-        ("clip", {"batch_size": 4}, ["pictures", "tokens", "where texts end", "pairs left out", "own captions", "own pictures"]),
+        (
+            "clip",
+            {"batch_size": 4},
+            ["pictures", "tokens", "where texts end", "what is before", "pairs left out", "own captions", "own pictures"],
+        ),
     ],
 )
 def test_a_step_copies_the_batch_there_and_two_numbers_back(kind, options, up):

@@ -9,10 +9,11 @@ from typing import Any, Self
 import numpy as np
 
 from tinydiff import ops
+from tinydiff.backend import Array
 from tinydiff.models.model import Model
 from tinydiff.names import choose
 from tinydiff.nn import Conv2d, Embedding, GroupNorm, LayerNorm, Linear, Module, ModuleList, Parameter, init, no_init
-from tinydiff.tensor import Tensor
+from tinydiff.tensor import Tensor, beside
 
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}  # as configs and as ops.mlp call them
 
@@ -78,7 +79,7 @@ class CLIPAttention(Module):
         self.out_proj = _linear(width, width, std)
         self.heads = heads
 
-    def forward(self, x: Tensor, source: Tensor, is_causal: bool, mask: np.ndarray | None = None) -> Tensor:
+    def forward(self, x: Tensor, source: Tensor, is_causal: bool, mask: Array | None = None) -> Tensor:
         """What x (N, Q, width) sees of source (N, L, width): (N, Q, width). If causal, position i looks at positions 0 … i."""
 
         def heads(projected: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ class CLIPEncoderLayer(Module):
 
     def at(self, positions: np.ndarray, x: Tensor, is_causal: bool) -> Tensor:
         """Of `forward` only what it gives at one position of each row, (N, 1, width), and no more computed than that needs."""
-        mask = (np.arange(x.shape[1]) <= positions[:, None])[:, None, None] if is_causal else None
+        mask = beside((np.arange(x.shape[1]) <= positions[:, None])[:, None, None], x.data) if is_causal else None
         one = _picked(x, positions)
         one = one + self.self_attn(self.layer_norm1(one), self.layer_norm1(x), False, mask)
         return self.mlp(self.layer_norm2(one), one)
