@@ -5,6 +5,7 @@ Backward kernels are checked against directional differences of those references
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import subprocess
@@ -15,6 +16,7 @@ from itertools import pairwise
 import numba
 import numpy as np
 import pytest
+import threadpoolctl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -575,3 +577,11 @@ def test_a_second_process_compiles_nothing(tmp_path: object) -> None:
     first = run()
     assert any(name.endswith(".nbc") for name in first)
     assert run() == first
+
+
+def test_the_pool_leaves_parallel_regions_of_others_as_they_were() -> None:
+    """Numba's pool would let them nest, in the library of OpenMP that PyTorch, for one, computes with as well."""
+    pools = [ctypes.CDLL(pool["filepath"]) for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "openmp"]
+    if not pools:
+        pytest.skip("Numba's threads aren't OpenMP's")
+    assert [pool.omp_get_max_active_levels() for pool in pools] == [1] * len(pools)

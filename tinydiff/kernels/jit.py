@@ -72,6 +72,11 @@ def _start_pool() -> None:
     finally:
         if not chosen:
             del os.environ["GOMP_SPINCOUNT"]
+    # Numba lets parallel regions nest, in a library that others share: PyTorch's attention calls small products from within a
+    # parallel region, each then started threads of its own, and a training step there took 2.8 times as long.
+    for library in threadpoolctl.threadpool_info():
+        if library["user_api"] == "openmp":
+            ctypes.CDLL(library["filepath"]).omp_set_max_active_levels(1)
     # And no second pool: the threads of NumPy's BLAS spin for 30 ms after each call, and the small products of a step were
     # enough to slow all kernels between them down, a step of the base preset 2.5 times. Large products have a kernel.
     threadpoolctl.threadpool_limits(1, user_api="blas")
