@@ -14,8 +14,8 @@ import numpy as np
 
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import body, unpack
-from tinydiff.kernels.memory import copy, read, write, zero
-from tinydiff.kernels.microkernel import COLUMNS, LANES, REST, ROWS, VECTORS, WIDTH, accumulate, gemm_tile, transpose
+from tinydiff.kernels.memory import copy, read, will_write, write, zero
+from tinydiff.kernels.microkernel import COLUMNS, LANES, LINE, REST, ROWS, VECTORS, WIDTH, accumulate, gemm_tile, transpose
 
 _tile_full = gemm_tile(ROWS, VECTORS)
 _tile_8 = gemm_tile(8, VECTORS)
@@ -148,6 +148,9 @@ def forward(args, thread):  # type: ignore[no-untyped-def]
                 done = 0
                 run = rows * wo if flat else wo
                 while done < run:
+                    for pixel in range(ROWS, 2 * ROWS):  # the next tile's: a large result waits for memory more than for FMA
+                        for k in range(0, WIDTH, LINE // 4):
+                            will_write(y + at, pixel * y_pixel + k)
                     start = residual + at if residual != 0 else 0
                     count = tile_rows(
                         a_now, lda, step, b, ldb, kh, kw * c, add, start, y_pixel, y + at, y_pixel, wanted, run - done

@@ -93,6 +93,19 @@ def write(typingctx, base, offset, value):  # type: ignore[no-untyped-def]
     return types.void(types.int64, types.int64, types.float32), codegen
 
 
+@intrinsic
+def will_write(typingctx, base, offset):  # type: ignore[no-untyped-def]
+    """Fetches the cache line of the float at `offset`, which is to be written soon. Any address will do."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        place = builder.gep(builder.inttoptr(args[0], _F32.as_pointer()), [args[1]])
+        hints = [ir.Constant(ir.IntType(32), value) for value in (1, 3, 1)]  # to write, keep, data
+        _call(builder, "llvm.prefetch.p0", [place, *hints])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
 def contiguous(array: np.ndarray) -> np.ndarray:
     """The array itself if it is C-contiguous, else a copy; which a recording can't have, but of a constant."""
     made = np.ascontiguousarray(array)
