@@ -622,7 +622,11 @@ def _(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
 
 
 @oracle("scaled_dot_product_attention")
-def _(q: Any, k: Any, v: Any, mask: Any = None, causal: bool = False, scale: Any = None) -> Any:
+def attention(q: Any, k: Any, v: Any, mask: Any = None, causal: bool = False, scale: Any = None, heads: Any = None) -> Any:
+    if heads is not None:
+        parts = zip(*[np.split(x, heads, -1) for x in (q, k, v)])
+        each = [attention(*[x[:, None] for x in part], mask, causal, scale)[:, 0] for part in parts]
+        return np.concatenate(each, -1)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
 
     def value(index: tuple[int, ...]) -> float:
@@ -706,6 +710,7 @@ large("layer_norm", (130, 96), (96,), (96,))
 large("scaled_dot_product_attention", (2, 3, 65, 32), (2, 3, 67, 32), (2, 3, 67, 32))
 large("scaled_dot_product_attention", (1, 2, 70, 40), (1, 2, 70, 40), (1, 2, 70, 40), is_causal=True)
 large("scaled_dot_product_attention", (1, 2, 70, 40), (1, 2, 70, 40), (1, 2, 70, 40), np.tri(70, 70, 3, dtype=bool))
+large("scaled_dot_product_attention", (2, 65, 96), (2, 67, 96), (2, 67, 96), heads=3)
 large("matmul", (300, 70), (70, 90))
 large("untake", (7, 90, 37), shape=(50, 37), indices=np.random.default_rng(1).integers(0, 50, (7, 90)))
 large("untake", (900, 2, 130), shape=(50, 2, 130), indices=np.random.default_rng(1).integers(0, 50, 900).astype(np.int32))
@@ -775,6 +780,7 @@ odd("scaled_dot_product_attention", (1, 2, 80, 24), (1, 2, 80, 24), (1, 2, 80, 2
 odd("scaled_dot_product_attention", (1, 1, 700, 160), (1, 1, 77, 160), (1, 1, 77, 160))
 odd("scaled_dot_product_attention", (1, 2, 1, 64), (1, 2, 3000, 64), (1, 2, 3000, 64))
 odd("scaled_dot_product_attention", (1, 1, 80, 24), (2, 1, 80, 24), (2, 1, 80, 24))
+odd("scaled_dot_product_attention", (2, 70, 64), (2, 90, 64), (2, 90, 32), np.tri(70, 90, 9, dtype=bool), heads=2)
 odd("untake", (37, 600), shape=(37, 50), indices=np.random.default_rng(1).integers(0, 50, 600), axis=1)
 odd("untake", (9000,), shape=(50,), indices=np.random.default_rng(1).integers(0, 50, 9000))
 odd("mlp", (333, 36), (36, 90), (90,), (90, 64), (64,))

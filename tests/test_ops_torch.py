@@ -38,7 +38,10 @@ def group_norm(x, groups, weight=None, bias=None, eps=1e-5, activation=None):
     return y if activation is None else getattr(F, activation)(y)
 
 
-def attention(q, k, v, mask=None, is_causal=False, scale=None):
+def attention(q, k, v, mask=None, is_causal=False, scale=None, heads=None):
+    if heads is not None:
+        parts = [x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
+        return attention(*parts, mask, is_causal, scale).transpose(1, 2).flatten(2)
     if is_causal:
         causal = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
         mask = causal if mask is None else mask & causal

@@ -292,6 +292,7 @@ def _norms_attention_and_losses() -> None:
     register(name, normal(1, 2, 3, 2), normal(1, 2, 4, 2), normal(1, 2, 4, 2), mask)
     register(name, normal(1, 1, 3, 2), normal(1, 1, 3, 2), normal(1, 1, 3, 2), None, True)
     register(name, normal(2, 1, 3, 2), normal(2, 1, 4, 2), normal(2, 1, 4, 2), mask, True, 0.3)
+    register(name, normal(2, 3, 4), normal(2, 4, 4), normal(2, 4, 2), mask, heads=2)
     register("mse_loss", normal(2, 3), normal(2, 3))
     register("mse_loss", normal(), normal())
     register("binary_cross_entropy_with_logits", normal(2, 3), positive(2, 3) / 2)

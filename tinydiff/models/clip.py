@@ -81,14 +81,8 @@ class CLIPAttention(Module):
 
     def forward(self, x: Tensor, source: Tensor, is_causal: bool, mask: Array | None = None) -> Tensor:
         """What x (N, Q, width) sees of source (N, L, width): (N, Q, width). If causal, position i looks at positions 0 … i."""
-
-        def heads(projected: Tensor) -> Tensor:
-            n, length, width = projected.shape
-            return ops.permute(ops.reshape(projected, (n, length, self.heads, width // self.heads)), (0, 2, 1, 3))
-
-        q, k, v = heads(self.q_proj(x)), heads(self.k_proj(source)), heads(self.v_proj(source))
-        attended = ops.scaled_dot_product_attention(q, k, v, mask, is_causal)
-        return self.out_proj(ops.reshape(ops.permute(attended, (0, 2, 1, 3)), x.shape))
+        q, k, v = self.q_proj(x), self.k_proj(source), self.v_proj(source)
+        return self.out_proj(ops.scaled_dot_product_attention(q, k, v, mask, is_causal, heads=self.heads))
 
 
 class CLIPMLP(Module):

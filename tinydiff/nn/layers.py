@@ -111,10 +111,8 @@ class Attention(Module):
     ) -> Tensor:
         """(N, L, query_dim) to the same. `mask` and `is_causal` as in `ops.scaled_dot_product_attention`."""
         source = x if context is None else context
-        q, k, v = self._heads(self.to_q(x)), self._heads(self.to_k(source)), self._heads(self.to_v(source))
-        attended = ops.scaled_dot_product_attention(q, k, v, mask, is_causal)
-        joined = ops.reshape(ops.permute(attended, (0, 2, 1, 3)), (*x.shape[:2], self.heads * self.head_dim))
-        return self.to_out(joined)
+        q, k, v = self.to_q(x), self.to_k(source), self.to_v(source)
+        return self.to_out(ops.scaled_dot_product_attention(q, k, v, mask, is_causal, heads=self.heads))
 
     def weights(self, x: Tensor, context: Tensor) -> Tensor:
         """How much each of x (N, L, query_dim) looks at each of the context (N, S, …): (N, heads, L, S), adding up to 1 over S.
