@@ -155,7 +155,7 @@ def test_kernels_run_and_agree_with_the_definition(name, args, params):
     if OURS[name].kernels:
         ran = {call.who for call in calls if call[0] is OURS[name]}
         assert "numpy" in ran, f"the kernel declined: {ran or 'the composition ran'}"
-        if any(kernel.backward for kernel in OURS[name].kernels["numpy"]):
+        if any(kernel.rules for kernel in OURS[name].kernels["numpy"]):
             assert "numpy backward" in ran
     assert all(t.dtype == np.float32 for t in found)
     assert_close(found, reference(name, args, params), 1e-3, 2e-5)
@@ -563,6 +563,8 @@ def test_bad_shapes_are_named_at_sizes_with_kernels_too(side):
         ops.scaled_dot_product_attention(x, x, wrong)
     with pytest.raises(ValueError, match="attention needs"):
         ops.scaled_dot_product_attention(x, wrong, wrong)
+    with pytest.raises(ValueError, match="attention with 3 heads needs"):
+        ops.scaled_dot_product_attention(*[x.reshape(2, side, side * 8)] * 3, heads=3)
     with pytest.raises(TypeError, match="mask must be boolean"):
         ops.scaled_dot_product_attention(x, x, x, mask=np.ones((side, side)))
     with pytest.raises(ValueError, match="matmul"):

@@ -12,7 +12,7 @@
     def _(x):
         return kernels.activation.exp(x)
 
-A rule (a vjp or a kernel's backward) says by its parameters' names what it needs, and nothing else is saved: `g` (the
+A rule (of a vjp or a kernel's backward) says by its parameters' names what it needs, and nothing else is saved: `g` (the
 gradient of the result), inputs and keyword parameters by their own names, `out` (the result), `shapes` (of the inputs),
 `cache` (what the kernel computed on the side), `needs` (which inputs want a gradient).
 
@@ -96,6 +96,23 @@ class Rule:
         self.inputs = None if everything else tuple(i for name, i in op.positions.items() if name in reads)
 
 
+def _gradients(rules: Sequence[Rule], g: Any, out: Any, inputs: Any, node: Node, edges: Sequence[Any]) -> Any:
+    """What the rules give for each input whose edge is not None; NotImplemented as soon as one declines."""
+    found: list[Any] = [None] * len(edges)
+    for rule in rules:
+        if rule.target is None:
+            values = rule.call(g, out, inputs, node, edges)
+            if values is NotImplemented:
+                return values
+            found = [None if edge is None else v for v, edge in zip(values, edges, strict=True)]
+        elif edges[rule.target] is not None:
+            value = rule.call(g, out, inputs, node, edges)
+            if value is NotImplemented:
+                return value
+            found[rule.target] = value
+    return found
+
+
 class _Plan(NamedTuple):
     """What to save for one set of inputs that require gradients: positions of inputs (None: all), output, the inputs' shapes."""
 
@@ -105,11 +122,11 @@ class _Plan(NamedTuple):
 
 
 class Kernel:
-    """A fast forward for one array module, optionally with a backward of the first order."""
+    """A fast forward for one array module, optionally with a backward of the first order: rules on arrays."""
 
     def __init__(self, backend: str, forward: Callable, above: int) -> None:
         self.backend, self.forward, self.above = backend, forward, above
-        self.backward: Rule | None = None
+        self.rules: list[Rule] = []
         self.caches = False  # whether forward returns (result, cache)
 
 
@@ -149,6 +166,7 @@ class Op(Generic[P]):
         self.inputs = tuple(p.name for p in tensors)
         self.positions = {name: i for i, name in enumerate(self.inputs)}
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in tensors)
+        self._only = self.inputs[0] if len(tensors) == 1 and not self.variadic else None
         self.optional = {p.name: p.default for p in tensors if p.default is not p.empty}
         self.defaults = {p.name: p.default for p in parameters if p not in tensors}
         self.rules: list[Rule] = []
@@ -170,7 +188,7 @@ class Op(Generic[P]):
     def vjp(self, target: Any) -> Any:
         """Declare the gradient of the input named `target`, or bare: of every input (a tuple; of the one input, a tensor)."""
         if callable(target):
-            return self._add_rule(target, self.inputs[0] if len(self.inputs) == 1 and not self.variadic else None)
+            return self._add_rule(target, self._only)
         if target not in self.positions:
             raise TypeError(f"{self.name} has no input {target!r}; its inputs are {', '.join(self.inputs)}")
         return lambda fn: self._add_rule(fn, target)
@@ -196,13 +214,16 @@ class Op(Generic[P]):
 
         return declare
 
-    def kernel_backward(self, backend: str) -> Callable:
-        """Declare the backward of the latest kernel for `backend`: a rule on arrays, giving one gradient per input (or None)."""
+    def kernel_backward(self, backend: str, target: str | None = None) -> Callable:
+        """Declare the backward of the latest kernel for `backend`: a rule on arrays.
+
+        It gives the gradient of the input named `target`, or without one: of every input (as for `vjp`).
+        """
 
         def declare(fn: Callable) -> Callable:
             kernel = self.kernels[backend][0]
-            kernel.backward = Rule(fn, None, self)
-            kernel.caches = "cache" in kernel.backward.wants
+            kernel.rules.append(Rule(fn, target or self._only, self))
+            kernel.caches = kernel.caches or "cache" in kernel.rules[-1].wants
             self._plans.clear()
             return fn
 
@@ -324,8 +345,8 @@ class Op(Generic[P]):
 
     def _make_plan(self, bits: int) -> _Plan:
         """The union of what the rules for these inputs read (a kernel's backward may run in the place of any of them)."""
-        rules = [r for r in self.rules if r.target is None or bits >> r.target & 1]
-        rules += [k.backward for kernels in self.kernels.values() for k in kernels if k.backward is not None]
+        rules = self.rules + [r for kernels in self.kernels.values() for k in kernels for r in k.rules]
+        rules = [r for r in rules if r.target is None or bits >> r.target & 1]
         reads = {i for r in rules for i in r.inputs or ()}
         keep = None if self.fused or any(r.inputs is None for r in rules) else tuple(sorted(reads))
         plan = _Plan(keep, any("out" in r.wants for r in rules), any("shapes" in r.wants for r in rules))
@@ -391,32 +412,24 @@ class Op(Generic[P]):
         out: Any = node.output
         if out is not None:
             out = Tensor(out, True, node) if create_graph else Tensor(out)
-        gradients: list[Tensor | None] = [None] * len(edges)
-        for rule in self.rules:
-            if rule.target is None:
-                values = rule.call(g, out, node.inputs, node, edges)
-                gradients = [v if edge is not None else None for v, edge in zip(values, edges, strict=True)]
-            elif edges[rule.target] is not None:
-                gradients[rule.target] = rule.call(g, out, node.inputs, node, edges)
-        return gradients
+        return _gradients(self.rules, g, out, node.inputs, node, edges)
 
     def _kernel_backward(self, node: Node, g: Tensor, edges: Sequence[Any]) -> list[Tensor | None] | None:
         """By the first kernel that takes it, or None."""
         backend = "numpy" if type(g.data) is ndarray else kernels_for(array_module(g.data))
         for kernel in self.kernels.get(backend, ()):
-            if kernel.backward is None or g.data.size < kernel.above or (kernel.caches and node.cache is None):
+            if not kernel.rules or g.data.size < kernel.above or (kernel.caches and node.cache is None):
                 continue
             observed = perf_counter() if OBSERVERS else 0.0
             arrays = [x.data if isinstance(x, Tensor) else x for x in node.inputs]
-            values = kernel.backward.call(g.data, node.output, arrays, node, edges)
+            values = _gradients(kernel.rules, g.data, node.output, arrays, node, edges)
             if values is NotImplemented:
                 continue
-            values = values if isinstance(values, tuple) else (values,)
             if observed:
-                seconds = perf_counter() - observed
+                seconds, result = perf_counter() - observed, tuple(values)
                 for observer in tuple(OBSERVERS):
-                    observer(Call(self, f"{kernel.backend} backward", [g.data, *arrays], values, node.params, seconds, node))
-            return [Tensor(v) if v is not None and edge is not None else None for v, edge in zip(values, edges)]
+                    observer(Call(self, f"{kernel.backend} backward", [g.data, *arrays], result, node.params, seconds, node))
+            return [None if v is None else Tensor(v) for v in values]
         return None
 
     def _differentiate_composition(self, node: Node, g: Tensor, edges: Sequence[Any], create_graph: bool) -> list[Tensor | None]:

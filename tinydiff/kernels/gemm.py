@@ -18,6 +18,7 @@ from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import body, launch, unpack
 from tinydiff.kernels.memory import address, contiguous, copy, empty, scratch, zero
 from tinydiff.kernels.microkernel import COLUMNS, LANES, REST, VECTORS, WIDTH, accumulate, gemm_tile
+from tinydiff.kernels.sums import sum_rows
 
 _tile_columns = gemm_tile(COLUMNS, VECTORS, transposed=True)
 _tile_rest = gemm_tile(REST, VECTORS, transposed=True)
@@ -132,17 +133,11 @@ def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def linear(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> Any:
-    """x (…, K) with w (K, N), plus bias (N,): (…, N), in one call and, for many rows or when recorded, one pass."""
-    if not float32(x, w, bias) or x.ndim < 2:
+    """x (…, K) with w (K, N), plus bias (N,): (…, N), in one pass, for many rows or when recorded."""
+    if not float32(x, w, bias) or x.ndim < 2 or not (pays(x.size // len(w), *w.shape, summed=False) or record.active()):
         return NotImplemented
     rows = contiguous(x).reshape(-1, x.shape[-1])
-    if pays(len(rows), *w.shape, summed=False) or record.active():
-        y = _rows(rows, w, None if bias is None else contiguous(bias))
-    else:
-        y = rows @ w
-        if bias is not None:
-            y += bias
-    return y.reshape(*x.shape[:-1], w.shape[1])
+    return _rows(rows, w, None if bias is None else contiguous(bias)).reshape(*x.shape[:-1], w.shape[1])
 
 
 def linear_backward(g: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, needs: list[bool]) -> Any:
@@ -154,4 +149,4 @@ def linear_backward(g: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarra
     wants_bias = bias is not None and needs[2]
     if needs[1] and pays(w.shape[0], len(x_rows), w.shape[1], summed=True):
         return gx, *_product_summed(x_rows, g_rows, wants_bias)
-    return gx, x_rows.T @ g_rows if needs[1] else None, g_rows.sum(0) if wants_bias else None
+    return gx, x_rows.T @ g_rows if needs[1] else None, sum_rows(g_rows[None])[0] if wants_bias else None

@@ -103,12 +103,12 @@ def _conv2d_weight_grad(xp: Any, x: Array, gy: Array, *, kernel_size: Pair, stri
 
 @_conv2d.vjp("x")
 def _(g: Tensor, w: Tensor, shapes: Any, stride: Pair, padding: Padding) -> Tensor:
-    return conv2d_input_grad(g, w, shapes[0][1:3], stride, padding)
+    return _conv2d_input_grad(g, w, input_size=shapes[0][1:3], stride=stride, padding=padding)
 
 
 @_conv2d.vjp("w")
 def _(g: Tensor, x: Tensor, shapes: Any, stride: Pair, padding: Padding) -> Tensor:
-    return conv2d_weight_grad(x, g, shapes[1][:2], stride, padding)
+    return _conv2d_weight_grad(x, g, kernel_size=shapes[1][:2], stride=stride, padding=padding)
 
 
 @_conv2d.vjp("bias")
@@ -123,22 +123,22 @@ def _(g: Tensor) -> Tensor:
 
 @_conv2d_input_grad.vjp("gy")
 def _(g: Tensor, w: Tensor, stride: Pair, padding: Padding) -> Tensor:
-    return conv2d(g, w, None, stride, padding)
+    return _conv2d(g, w, stride=stride, padding=padding)
 
 
 @_conv2d_input_grad.vjp("w")
 def _(g: Tensor, gy: Tensor, shapes: Any, stride: Pair, padding: Padding) -> Tensor:
-    return conv2d_weight_grad(g, gy, shapes[1][:2], stride, padding)
+    return _conv2d_weight_grad(g, gy, kernel_size=shapes[1][:2], stride=stride, padding=padding)
 
 
 @_conv2d_weight_grad.vjp("x")
 def _(g: Tensor, gy: Tensor, shapes: Any, stride: Pair, padding: Padding) -> Tensor:
-    return conv2d_input_grad(gy, g, shapes[0][1:3], stride, padding)
+    return _conv2d_input_grad(gy, g, input_size=shapes[0][1:3], stride=stride, padding=padding)
 
 
 @_conv2d_weight_grad.vjp("gy")
 def _(g: Tensor, x: Tensor, stride: Pair, padding: Padding) -> Tensor:
-    return conv2d(x, g, None, stride, padding)
+    return _conv2d(x, g, stride=stride, padding=padding)
 
 
 @_conv2d.kernel("numpy")
@@ -146,6 +146,33 @@ def _(x: Array, w: Array, bias: Any, residual: Any, stride: Pair, padding: Paddi
     if x.dtype != np.float32:
         return NotImplemented
     return kernels.conv.conv2d(x, w, bias, residual, stride=stride, padding=padding)
+
+
+@_conv2d.kernel_backward("numpy", "x")
+def _(g: Array, w: Array, shapes: Any, stride: Pair, padding: Padding) -> Any:
+    if g.dtype != np.float32:
+        return NotImplemented
+    return kernels.conv.conv2d_input_grad(g, w, input_size=shapes[0][1:3], stride=stride, padding=padding)
+
+
+@_conv2d.kernel_backward("numpy", "w")
+def _(g: Array, x: Array, shapes: Any, stride: Pair, padding: Padding) -> Any:
+    if g.dtype != np.float32:
+        return NotImplemented
+    return kernels.conv.conv2d_weight_grad(x, g, kernel_size=shapes[1][:2], stride=stride, padding=padding)
+
+
+@_conv2d.kernel_backward("numpy", "bias")
+def _(g: Array, shapes: Any) -> Any:
+    if g.dtype != np.float32 or not g.size:
+        return NotImplemented
+    rows = np.ascontiguousarray(g).reshape(1 if len(shapes[2]) == 1 else len(g), -1, g.shape[3])
+    return kernels.sums.sum_rows(rows).reshape(shapes[2])
+
+
+@_conv2d.kernel_backward("numpy", "residual")
+def _(g: Array) -> Any:
+    return g
 
 
 @_conv2d_input_grad.kernel("numpy")

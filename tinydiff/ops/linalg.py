@@ -69,11 +69,33 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y if x.ndim == 2 else reshape(y, (*x.shape[:-1], weight.shape[1]))
 
 
+def _fits(x: Array, weight: Array, bias: Any) -> bool:
+    """Whether the sizes agree: else the composition says what is wrong, or broadcasts."""
+    return x.ndim > 0 and weight.ndim == 2 and x.shape[-1] == len(weight) and (bias is None or bias.shape == weight.shape[1:])
+
+
+@linear.kernel("numpy")  # the composition's products without the composition's ops, which take longer than they do
+def _(x: Array, weight: Array, bias: Any) -> Any:
+    if not _fits(x, weight, bias):
+        return NotImplemented
+    y = (x if x.ndim == 2 else x.reshape(-1, len(weight))) @ weight
+    if bias is not None:
+        y += bias
+    return y if x.ndim == 2 else y.reshape(*x.shape[:-1], weight.shape[1])
+
+
+@linear.kernel_backward("numpy")
+def _(g: Array, x: Array, weight: Array, bias: Any, needs: Any) -> Any:
+    if not _fits(x, weight, bias):
+        return NotImplemented
+    rows, g_rows = x.reshape(-1, len(weight)), g.reshape(-1, weight.shape[1])
+    gx = (g_rows @ weight.T).reshape(x.shape) if needs[0] else None
+    return gx, rows.T @ g_rows if needs[1] else None, kernels.sums.sum_rows(g_rows[None])[0] if needs[2] else None
+
+
 @linear.kernel("numpy", above=SMALL)
 def _(x: Array, weight: Array, bias: Any) -> Any:
-    if weight.ndim != 2 or x.shape[-1] != weight.shape[0] or (bias is not None and bias.shape != weight.shape[1:]):
-        return NotImplemented  # the composition says what is wrong, or broadcasts
-    return kernels.gemm.linear(x, weight, bias)
+    return kernels.gemm.linear(x, weight, bias) if _fits(x, weight, bias) else NotImplemented
 
 
 @linear.kernel_backward("numpy")

@@ -12,7 +12,7 @@ from tinydiff import kernels
 from tinydiff.backend import Array
 from tinydiff.op import LARGE, fused, op
 from tinydiff.ops.elementwise import exp, mul, sqrt, sub
-from tinydiff.ops.shape import broadcast_to, flip, reshape
+from tinydiff.ops.shape import SUMMED, broadcast_to, flip, reshape
 from tinydiff.tensor import Tensor
 
 Axes = int | Sequence[int] | None
@@ -56,10 +56,10 @@ def _(g: Tensor, shapes: Any, axis: Axes, keepdims: bool) -> Tensor:
     return broadcast_to(_restore(g, shapes[0], axis, keepdims), shapes[0])
 
 
-@sum.kernel("numpy", above=LARGE)
+@sum.kernel("numpy", above=SUMMED)
 def _(x: Array, axis: Axes, keepdims: bool) -> Any:
     axes = normalise_axes(axis, x.ndim)
-    total = kernels.reduce.sum_axes(x, axes)
+    total = kernels.sums.sum_axes(x, axes)
     if total is NotImplemented or not keepdims:
         return total
     return total.reshape([1 if i in axes else n for i, n in enumerate(x.shape)])
