@@ -46,6 +46,29 @@ def test_a_tensor_used_twice_gets_both_gradients():
     assert td.grad(z, x).item() == 4 * 27 + 6
 
 
+@pytest.mark.parametrize("last", ["conv", "norm", "both"])
+def test_kernels_add_to_a_gradient_that_is_there(last):
+    """Where an input's gradient meets one that came another way: kernels (float32) against definitions (float64)."""
+    rng = np.random.default_rng(0)
+    values = [rng.standard_normal(shape) for shape in [(2, 16, 16, 32), (3, 3, 32, 32), (32,), (32,)]]
+
+    def gradients(dtype):
+        x, w, bias, scale = leaves = [td.tensor(v.astype(dtype), requires_grad=True) for v in values]
+        h = x * 1.5
+        conv, norm = ops.conv2d(h, w, bias, padding=1), ops.group_norm(h, 4, scale, bias, activation="silu")
+        y = {"conv": conv + h, "norm": norm * h, "both": ops.group_norm(conv, 4) + norm + ops.sigmoid(h)}[last]
+        with td.profile() as profile:
+            (y * y.detach()).sum().backward()
+        return [leaf.grad.numpy() for leaf in leaves if leaf.grad is not None], profile
+
+    (found, profile), (expected, _) = gradients(np.float32), gradients(np.float64)
+    assert len(found) == len(expected) >= 3
+    for a, b in zip(found, expected):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(b).max())
+    additions = [row for row in profile.rows if row.op == "add" and row.bytes > 10 * values[0].size]
+    assert not additions  # of arrays of x's size
+
+
 def test_backward_of_several_results_adds_them():
     x = td.tensor([1.0, 2.0], True)
     td.autograd.backward([x * 2.0, (x * x).sum()], [np.array([1.0, 10.0], np.float32), None])

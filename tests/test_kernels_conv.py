@@ -135,8 +135,10 @@ def test_conv2d(case, bias_kind, with_residual):
 def test_input_grad(case):
     stride, padding = case[-3:-1]
     x, w, g = arrays(case)
-    found = conv.conv2d_input_grad(g, w, input_size=x.shape[1:3], stride=stride, padding=padding)
-    close(found, naive_input_grad(g.astype(float), w.astype(float), x.shape[1:3], stride, padding), w[:, :, 0].size, WINOGRAD)
+    expected = naive_input_grad(g.astype(float), w.astype(float), x.shape[1:3], stride, padding)
+    options = {"input_size": x.shape[1:3], "stride": stride, "padding": padding}
+    close(conv.conv2d_input_grad(g, w, **options), expected, w[:, :, 0].size, WINOGRAD)
+    close(conv.conv2d_input_grad(g, w, x, **options), expected + x, w[:, :, 0].size, WINOGRAD)
 
 
 @settings(max_examples=150, deadline=None)
@@ -144,7 +146,10 @@ def test_input_grad(case):
 def test_weight_grad(case):
     stride, padding = case[-3:-1]
     x, w, g = arrays(case)
-    found = conv.conv2d_weight_grad(x, g, kernel_size=w.shape[:2], stride=stride, padding=padding)
+    options = {"kernel_size": w.shape[:2], "stride": stride, "padding": padding}
+    found, sums = conv.conv2d_weight_grad(x, g, sums=True, **options)
+    assert (found == conv.conv2d_weight_grad(x, g, **options)).all()
+    assert sums is None or sums.shape == g.shape[::3]
     close(found, naive_weight_grad(x.astype(float), g.astype(float), w.shape[:2], stride, padding), g[..., 0].size, WINOGRAD)
 
 
@@ -237,8 +242,9 @@ def test_winograd(force, factor, case):
     close(y, naive_conv2d(x64, w64, stride, padding) + g + g[0, 0, 0], w[..., 0].size, factor)
     dx = conv.conv2d_input_grad(g, w, input_size=x.shape[1:3], **options)
     close(dx, naive_input_grad(g64, w64, x.shape[1:3], stride, padding), w[:, :, 0].size, factor)
-    dw = conv.conv2d_weight_grad(x, g, kernel_size=(3, 3), **options)
+    dw, sums = conv.conv2d_weight_grad(x, g, kernel_size=(3, 3), sums=True, **options)
     close(dw, naive_weight_grad(x64, g64, (3, 3), stride, padding), g[..., 0].size, factor)
+    close(sums, g64.sum((1, 2)), g[0, ..., 0].size)
 
 
 @pytest.mark.parametrize("force", sorted(conv.ROUNDING))

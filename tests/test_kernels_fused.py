@@ -240,11 +240,15 @@ def test_group_norm(
         return _group_norm64(x, w, b, groups, eps, act)
 
     inputs = [x] if w is None or b is None else [x, w, b]
-    options = {"num_groups": groups, "eps": eps, "activation": act}
-    y, (mean, rstd) = norm.group_norm(x, w, b, **options)
+    options = {"num_groups": groups, "activation": act}
+    y, (mean, rstd) = norm.group_norm(x, w, b, eps=eps, **options)
     np.testing.assert_allclose(y, reference(*[a.astype(np.float64) for a in inputs]), rtol=1e-5, atol=1e-5)
     gradients = norm.group_norm_backward(g, x, w, b, mean, rstd, **options)
     assert parameters or gradients[1:] == (None, None)
+    more = np.asfortranarray(normal(rng, *x.shape))
+    np.testing.assert_allclose(
+        norm.group_norm_backward(g, x, w, b, mean, rstd, more, **options)[0], gradients[0] + more, rtol=1e-5, atol=1e-5
+    )
     check_gradients(lambda *a: float((g * reference(*a)).sum()), inputs, list(gradients[: len(inputs)]), rng)
 
 
@@ -543,7 +547,7 @@ def test_the_same_bits_twice(threads: int) -> None:
         y, cache = norm.group_norm(x, w, w, num_groups=4, eps=1e-5, activation="silu")
         out, lse = attention.scaled_dot_product_attention(q, q, q, is_causal=True, scale=0.3)
         back = attention.scaled_dot_product_attention_backward(out, q, q, q, None, out, lse, is_causal=True, scale=0.3)
-        backward = norm.group_norm_backward(g, x, w, w, *cache, num_groups=4, eps=1e-5, activation="silu")
+        backward = norm.group_norm_backward(g, x, w, w, *cache, num_groups=4, activation="silu")
         return [y, *backward, *norm.layer_norm_backward(g, x, w, w, *norm.layer_norm(x, w, w, eps=1e-5)[1], eps=1e-5), out, *back]
 
     for first, second in zip(everything(), everything()):

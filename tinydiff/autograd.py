@@ -150,7 +150,7 @@ def _run(
     """Push cotangents back to the leaves, or to the targets in `wanted`; returns the gradient of each target."""
     found: dict[Any, Tensor] = {}
     with set_grad_enabled(create_graph):
-        deque(walk(outputs, cotangents, found, wanted, retain_graph, create_graph), maxlen=0)
+        deque(walk(outputs, cotangents, found, wanted, retain_graph, create_graph, gather=True), maxlen=0)
     return found
 
 
@@ -161,10 +161,12 @@ def walk(
     wanted: set | None = None,
     retain_graph: bool = False,
     create_graph: bool = False,
+    gather: bool = False,
 ) -> Iterator[tuple[Node, Tensor, Sequence[Tensor | None]]]:
     """Go backward one node at a time: yields each with its gradient and those of its inputs, and fills `leaves`.
 
-    A target is a Node or a leaf Tensor. With `wanted`, only ops on a path to one of them run.
+    A target is a Node or a leaf Tensor. With `wanted`, only ops on a path to one of them run. With `gather`, kernels may add
+    their gradient to what an input already got, and then yield None for it.
     """
     from tinydiff.op import OBSERVERS
     from tinydiff.ops import add, sum_to
@@ -214,7 +216,7 @@ def walk(
                     continue
             if OBSERVERS:
                 STATE.node = outer or node
-            gradients = node.op.backpropagate(node, gradient, edges, create_graph)
+            gradients = node.op.backpropagate(node, gradient, edges, create_graph, pending if gather else {})
             if not retain_graph:
                 node.inputs = node.output = node.cache = None
                 node.edges = ()

@@ -14,7 +14,9 @@
 
 A rule (of a vjp or a kernel's backward) says by its parameters' names what it needs, and nothing else is saved: `g` (the
 gradient of the result), inputs and keyword parameters by their own names, `out` (the result), `shapes` (of the inputs),
-`cache` (what the kernel computed on the side), `needs` (which inputs want a gradient).
+`cache` (what the kernel computed on the side), `needs` (which inputs want a gradient). A kernel's backward that reads
+`gathered` (the gradient that reached the first input from elsewhere, or None) gives that input's with it included: its pass over
+memory then does what an addition would take another one for.
 
 What `@op` gives is a function, to be called with tensors, arrays or numbers; the `Op` behind it is its `.op`.
 
@@ -71,45 +73,53 @@ class Call(NamedTuple):
 
 
 class Rule:
-    """A function that gives the gradient of one input, or of every input, and the names of what it reads.
+    """A function that gives the gradients of some inputs, or of every input, and the names of what it reads.
 
     Attributes:
-        target: the position of the only input whose gradient it gives; None if it gives one for every input.
-        call: `(g, out, inputs, node, edges)` to the function's result, each argument fetched from its place.
+        targets: the positions of the inputs whose gradients it gives; none if it gives one for every input.
+        target: the position if there is but one, else None.
+        call: `(g, out, inputs, node, edges, gathered)` to the function's result, each argument fetched from its place.
         inputs: the positions of the inputs it reads; None for all of them.
     """
 
-    def __init__(self, fn: Callable, target: str | None, op: Op) -> None:
-        self.target = None if target is None else op.positions[target]
+    def __init__(self, fn: Callable, targets: Sequence[str], op: Op) -> None:
+        self.targets = [op.positions[target] for target in targets]
+        self.target = self.targets[0] if len(targets) == 1 else None
         reads = list(inspect.signature(fn).parameters)
         places = {"g": "g", "out": "out", "needs": "[edge is not None for edge in edges]"}
-        places |= {"shapes": "node.shapes", "cache": "node.cache"}
+        places |= {"shapes": "node.shapes", "cache": "node.cache", "gathered": "gathered"}
         places |= {name: f"node.params[{name!r}]" for name in op.defaults}
         places |= {name: "inputs" if op.variadic else f"inputs[{i}]" for name, i in op.positions.items()}
         unknown = [name for name in reads if name not in places]
         if unknown:
             raise TypeError(f"a rule of {op.name} reads {', '.join(unknown)}, which is no input or parameter of it")
         arguments = ", ".join(places[name] for name in reads)
-        self.call = eval(f"lambda g, out, inputs, node, edges: fn({arguments})", {"fn": fn})
+        self.call = eval(f"lambda g, out, inputs, node, edges, gathered=None: fn({arguments})", {"fn": fn})
         self.wants = frozenset(reads)
         everything = op.variadic and op.inputs[0] in reads
         self.inputs = None if everything else tuple(i for name, i in op.positions.items() if name in reads)
 
 
-def _gradients(rules: Sequence[Rule], g: Any, out: Any, inputs: Any, node: Node, edges: Sequence[Any]) -> Any:
+def _gradients(
+    rules: Sequence[Rule], g: Any, out: Any, inputs: Any, node: Node, edges: Sequence[Any], gathered: Any = None
+) -> Any:
     """What the rules give for each input whose edge is not None; NotImplemented as soon as one declines."""
     found: list[Any] = [None] * len(edges)
     for rule in rules:
-        if rule.target is None:
-            values = rule.call(g, out, inputs, node, edges)
+        target = rule.target
+        if target is not None:
+            if edges[target] is not None:
+                value = rule.call(g, out, inputs, node, edges, gathered)
+                if value is NotImplemented:
+                    return value
+                found[target] = value
+        elif not rule.targets or any(edges[t] is not None for t in rule.targets):
+            values = rule.call(g, out, inputs, node, edges, gathered)
             if values is NotImplemented:
                 return values
-            found = [None if edge is None else v for v, edge in zip(values, edges, strict=True)]
-        elif edges[rule.target] is not None:
-            value = rule.call(g, out, inputs, node, edges)
-            if value is NotImplemented:
-                return value
-            found[rule.target] = value
+            for t, value in zip(rule.targets or range(len(edges)), values, strict=True):
+                if edges[t] is not None:
+                    found[t] = value
     return found
 
 
@@ -128,6 +138,7 @@ class Kernel:
         self.backend, self.forward, self.above = backend, forward, above
         self.rules: list[Rule] = []
         self.caches = False  # whether forward returns (result, cache)
+        self.gathers = False  # whether backward reads the gradient that the first input already has
 
 
 class Op(Generic[P]):
@@ -166,7 +177,7 @@ class Op(Generic[P]):
         self.inputs = tuple(p.name for p in tensors)
         self.positions = {name: i for i, name in enumerate(self.inputs)}
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in tensors)
-        self._only = self.inputs[0] if len(tensors) == 1 and not self.variadic else None
+        self._only = self.inputs if len(tensors) == 1 and not self.variadic else ()
         self.optional = {p.name: p.default for p in tensors if p.default is not p.empty}
         self.defaults = {p.name: p.default for p in parameters if p not in tensors}
         self.rules: list[Rule] = []
@@ -191,10 +202,10 @@ class Op(Generic[P]):
             return self._add_rule(target, self._only)
         if target not in self.positions:
             raise TypeError(f"{self.name} has no input {target!r}; its inputs are {', '.join(self.inputs)}")
-        return lambda fn: self._add_rule(fn, target)
+        return lambda fn: self._add_rule(fn, (target,))
 
-    def _add_rule(self, fn: Callable, target: str | None) -> Callable:
-        self.rules.append(Rule(fn, target, self))
+    def _add_rule(self, fn: Callable, targets: Sequence[str]) -> Callable:
+        self.rules.append(Rule(fn, targets, self))
         self.differentiable = True
         self._plans.clear()
         return fn
@@ -214,16 +225,16 @@ class Op(Generic[P]):
 
         return declare
 
-    def kernel_backward(self, backend: str, target: str | None = None) -> Callable:
+    def kernel_backward(self, backend: str, *targets: str) -> Callable:
         """Declare the backward of the latest kernel for `backend`: a rule on arrays.
 
-        It gives the gradient of the input named `target`, or without one: of every input (as for `vjp`).
+        It gives the gradient of the input named (a tuple for several), or without a name: of every input (as for `vjp`).
         """
 
         def declare(fn: Callable) -> Callable:
             kernel = self.kernels[backend][0]
-            kernel.rules.append(Rule(fn, target or self._only, self))
-            kernel.caches = kernel.caches or "cache" in kernel.rules[-1].wants
+            kernel.rules.append(rule := Rule(fn, targets or self._only, self))
+            kernel.caches, kernel.gathers = kernel.caches or "cache" in rule.wants, kernel.gathers or "gathered" in rule.wants
             self._plans.clear()
             return fn
 
@@ -346,7 +357,7 @@ class Op(Generic[P]):
     def _make_plan(self, bits: int) -> _Plan:
         """The union of what the rules for these inputs read (a kernel's backward may run in the place of any of them)."""
         rules = self.rules + [r for kernels in self.kernels.values() for k in kernels for r in k.rules]
-        rules = [r for r in rules if r.target is None or bits >> r.target & 1]
+        rules = [r for r in rules if not r.targets or any(bits >> target & 1 for target in r.targets)]
         reads = {i for r in rules for i in r.inputs or ()}
         keep = None if self.fused or any(r.inputs is None for r in rules) else tuple(sorted(reads))
         plan = _Plan(keep, any("out" in r.wants for r in rules), any("shapes" in r.wants for r in rules))
@@ -399,12 +410,17 @@ class Op(Generic[P]):
 
     # Backward.
 
-    def backpropagate(self, node: Node, g: Tensor, edges: Sequence[Any], create_graph: bool) -> list[Tensor | None]:
-        """The gradients of the inputs whose edge is not None, from the gradient `g` of the result."""
+    def backpropagate(
+        self, node: Node, g: Tensor, edges: Sequence[Any], create_graph: bool, pending: dict[Any, Tensor]
+    ) -> list[Tensor | None]:
+        """The gradients of the inputs whose edge is not None, from the gradient `g` of the result.
+
+        None too for the first input if a kernel added its gradient to the one in `pending`, which it replaces there.
+        """
         if node.version is not None or type(node.inputs) not in _sequences:
             node.recall()
         if self.kernels and not create_graph and g.data.size >= self.smallest:
-            found = self._kernel_backward(node, g, edges)
+            found = self._kernel_backward(node, g, edges, pending)
             if found is not None:
                 return found
         if self.fused:
@@ -414,7 +430,9 @@ class Op(Generic[P]):
             out = Tensor(out, True, node) if create_graph else Tensor(out)
         return _gradients(self.rules, g, out, node.inputs, node, edges)
 
-    def _kernel_backward(self, node: Node, g: Tensor, edges: Sequence[Any]) -> list[Tensor | None] | None:
+    def _kernel_backward(
+        self, node: Node, g: Tensor, edges: Sequence[Any], pending: dict[Any, Tensor]
+    ) -> list[Tensor | None] | None:
         """By the first kernel that takes it, or None."""
         backend = "numpy" if type(g.data) is ndarray else kernels_for(array_module(g.data))
         for kernel in self.kernels.get(backend, ()):
@@ -422,14 +440,19 @@ class Op(Generic[P]):
                 continue
             observed = perf_counter() if OBSERVERS else 0.0
             arrays = [x.data if isinstance(x, Tensor) else x for x in node.inputs]
-            values = _gradients(kernel.rules, g.data, node.output, arrays, node, edges)
+            gathered = pending.get(edges[0]) if kernel.gathers else None
+            added = None if gathered is None else gathered.data
+            values = _gradients(kernel.rules, g.data, node.output, arrays, node, edges, added)
             if values is NotImplemented:
                 continue
             if observed:
                 seconds, result = perf_counter() - observed, tuple(values)
                 for observer in tuple(OBSERVERS):
                     observer(Call(self, f"{kernel.backend} backward", [g.data, *arrays], result, node.params, seconds, node))
-            return [None if v is None else Tensor(v) for v in values]
+            gradients = [None if v is None else Tensor(v) for v in values]
+            if gathered is not None:
+                pending[edges[0]], gradients[0] = gradients[0], None  # type: ignore[assignment]
+            return gradients
         return None
 
     def _differentiate_composition(self, node: Node, g: Tensor, edges: Sequence[Any], create_graph: bool) -> list[Tensor | None]:

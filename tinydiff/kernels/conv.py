@@ -222,15 +222,18 @@ def _winograd_forward(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y:
     )  # fmt: skip
 
 
-def _winograd_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, first: Pair, tile: int) -> None:
+def _winograd_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, first: Pair, tile: int, sums_of_g: bool) -> Any:
+    """Fills dw; gives the sums over each image's pixels of g, (N, O), if asked."""
     (n, height, width, c), (_, ho, wo, o) = x.shape, g.shape
     threads, block, sizes = _winograd_plan(n, (ho, wo), c, o, tile)
+    parts = np.zeros((threads, n, o), np.float32) if sums_of_g else None
     _keep, (sums, v, d) = scratch(threads * (tile + 2) ** 2 * _up(c, REST) * _up(o, WIDTH), *sizes)
     launch(
-        winograd.weight_grad, threads, address(x), address(g), sums, v, d,
+        winograd.weight_grad, threads, address(x), address(g), sums, address(parts), v, d,
         n, height, width, c, *first, ho, wo, o, block, tile, threads,
     )  # fmt: skip
     launch(winograd.transform_sums, threads, sums, address(dw), c, o, threads, tile, threads)
+    return None if parts is None else parts.sum(0) * np.float32(winograd.SUM_SCALES[tile])
 
 
 def conv2d(
@@ -263,16 +266,23 @@ def conv2d(
 
 
 def conv2d_input_grad(
-    g: np.ndarray, w: np.ndarray, *, input_size: Pair, stride: Pair, padding: Padding, force: str | None = None
+    g: np.ndarray,
+    w: np.ndarray,
+    residual: np.ndarray | None = None,
+    *,
+    input_size: Pair,
+    stride: Pair,
+    padding: Padding,
+    force: str | None = None,
 ) -> Any:
-    """g (N, Ho, Wo, O) with w (KH, KW, C, O) give (N, *input_size, C).
+    """g (N, Ho, Wo, O) with w (KH, KW, C, O) give (N, *input_size, C), plus a residual of that shape.
 
     The input's pixels fall into stride² classes, and each class is an ordinary stride-1 convolution of g with the taps
     that reach it: no multiplication with the zeros that a transposed convolution inserts.
     """
-    if not float32(g, w):
+    if not float32(g, w, residual):
         return NotImplemented
-    g = contiguous(g)
+    g, residual = contiguous(g), _contiguous(residual)
     (n, _, _, o), (kh, kw, c, _), (height, width) = g.shape, w.shape, input_size
     (top, _), (left, _) = padding
     dx = empty(n, height, width, c)
@@ -280,13 +290,13 @@ def conv2d_input_grad(
     if stride == (1, 1) and how != "direct":
         turned, first = w[::-1, ::-1].transpose(0, 1, 3, 2), (kh - 1 - top, kw - 1 - left)
         if how in TILES:
-            _winograd_forward(g, turned, None, None, dx, first, TILES[how])
+            _winograd_forward(g, turned, None, residual, dx, first, TILES[how])
             return dx
         if how == "shift_add":
-            _shift_add(g, turned, None, None, dx, first)
+            _shift_add(g, turned, None, residual, dx, first)
             return dx
     if stride[0] > kh or stride[1] > kw:
-        dx[...] = 0.0  # pixels that no window covers
+        dx[...] = 0.0 if residual is None else residual  # pixels that no window covers
     for y0 in range(min(stride[0], height)):
         for x0 in range(min(stride[1], width)):
             taps_y, taps_x = range((y0 + top) % stride[0], kh, stride[0]), range((x0 + left) % stride[1], kw, stride[1])
@@ -297,22 +307,33 @@ def conv2d_input_grad(
             flipped = w[taps_y[0] :: stride[0], taps_x[0] :: stride[1]][::-1, ::-1].transpose(0, 1, 3, 2)
             size = -(-(height - y0) // stride[0]), -(-(width - x0) // stride[1])
             place = (y0 * width + x0) * c, height * width * c, stride[0] * width * c, stride[1] * c
-            direct_forward(g, flipped, None, None, dx, size, (1, 1), first, place)
+            direct_forward(g, flipped, None, residual, dx, size, (1, 1), first, place)
     return dx
 
 
 def conv2d_weight_grad(
-    x: np.ndarray, g: np.ndarray, *, kernel_size: Pair, stride: Pair, padding: Padding, force: str | None = None
+    x: np.ndarray,
+    g: np.ndarray,
+    *,
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Padding,
+    force: str | None = None,
+    sums: bool = False,
 ) -> Any:
-    """x (N, H, W, C) with g (N, Ho, Wo, O) give (*kernel_size, C, O). The same bits every time for a given number of threads."""
+    """x (N, H, W, C) with g (N, Ho, Wo, O) give (*kernel_size, C, O). The same bits every time for a given number of threads.
+
+    With `sums` also the sums of g over each image's pixels, (N, O), the gradient of a bias, if the algorithm has them on the
+    way, else None.
+    """
     if not float32(x, g):
         return NotImplemented
     x, g = contiguous(x), contiguous(g)
     first = padding[0][0], padding[1][0]
-    dw = np.empty((*kernel_size, x.shape[3], g.shape[3]), np.float32)
+    dw, found = np.empty((*kernel_size, x.shape[3], g.shape[3]), np.float32), None
     how = force or algorithm(kernel_size, stride, x.shape[3], g.shape[3], g.shape[:3])
     if how in TILES:
-        _winograd_weight_grad(x, g, dw, first, TILES[how])
+        found = _winograd_weight_grad(x, g, dw, first, TILES[how], sums)
     elif how == "shift_add" and stride == (1, 1):
         # Few filters: g and x change places, for Σ x[p + k]·g[p] is also Σ g[q - k]·x[q], and then g's windows are gathered.
         turned = np.empty((*kernel_size, g.shape[3], x.shape[3]), np.float32)
@@ -321,4 +342,4 @@ def conv2d_weight_grad(
         dw[...] = turned[::-1, ::-1].transpose(0, 1, 3, 2)
     else:
         direct_weight_grad(x, g, dw, stride, first)
-    return dw
+    return (dw, found) if sums else dw

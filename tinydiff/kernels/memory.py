@@ -73,6 +73,18 @@ def zero(typingctx, target, count):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def prefetch(typingctx, address):  # type: ignore[no-untyped-def]
+    """Asks for the cache line at any address, valid or not, to be brought to the second-level cache."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        to_read, second_level, data = (ir.Constant(ir.IntType(32), value) for value in (0, 2, 1))
+        _call(builder, "llvm.prefetch.p0", [builder.inttoptr(args[0], _I8.as_pointer()), to_read, second_level, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
 def read(typingctx, base, offset):  # type: ignore[no-untyped-def]
     """The float at `offset`."""
 

@@ -18,7 +18,7 @@ from tinydiff.kernels.arrays import Kernel, add_to, load, number, plain, share, 
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import unpack
 from tinydiff.kernels.mathfun import bounded, one_and_exp_of_minus, sigmoid
-from tinydiff.kernels.memory import copy, empty, read, scratch, write, zero
+from tinydiff.kernels.memory import contiguous, copy, empty, read, scratch, write, zero
 
 WHOLE, PARTS, APPLY = range(3)  # what a launch does: whole samples, or parts of samples in two stages
 FIRST = 8  # rows whose mean the first block is centred at
@@ -183,18 +183,28 @@ def _weighted(g, x, z, size, period, channels, centre, scale, w, b, first, secon
 
 
 @njit
-def _combine(g, x, z, size, period, centre, slope, w, offset, silu):  # type: ignore[no-untyped-def]
-    """z = w · (z or, without activation, g) - offset - slope · (x - centre)."""
+def _centred(z, x, i, j, centre, slope, w, offset):  # type: ignore[no-untyped-def]
+    """w · z - offset - slope · (x - centre) for number i, the j-th of its row."""
+    return z * load(w, j) - load(offset, j) - (load(x, i) - load(centre, j)) * load(slope, j)
+
+
+@njit
+def _combine(g, x, z, more, size, period, centre, slope, w, offset, silu):  # type: ignore[no-untyped-def]
+    """z = w · (z or, without activation, g) - offset - slope · (x - centre), plus `more` unless that is 0."""
     for row in range(0, size, period):
         length = min(period, size - row)
-        if silu:
+        if silu and more:
             for j in range(length):
-                d = read(z, row + j) * load(w, j) - load(offset, j)
-                store(z, row + j, d - (load(x, row + j) - load(centre, j)) * load(slope, j))
+                store(z, row + j, _centred(read(z, row + j), x, row + j, j, centre, slope, w, offset) + load(more, row + j))
+        elif silu:
+            for j in range(length):
+                store(z, row + j, _centred(read(z, row + j), x, row + j, j, centre, slope, w, offset))
+        elif more:
+            for j in range(length):
+                store(z, row + j, _centred(load(g, row + j), x, row + j, j, centre, slope, w, offset) + load(more, row + j))
         else:
             for j in range(length):
-                d = load(g, row + j) * load(w, j) - load(offset, j)
-                store(z, row + j, d - (load(x, row + j) - load(centre, j)) * load(slope, j))
+                store(z, row + j, _centred(load(g, row + j), x, row + j, j, centre, slope, w, offset))
 
 
 @Kernel
@@ -202,11 +212,12 @@ def _group_norm_backward(args, thread):  # type: ignore[no-untyped-def]
     """gx, and to `parts` the sums over pixels for weight and bias: (threads, samples or 1, 2, channels).
 
     With x̂ = (x - mean) rstd and z the gradient before the activation, gx = rstd (w z - ⟨w z⟩ - x̂ ⟨w z x̂⟩), where ⟨⟩ is the
-    mean over a group: over whole samples, or over all the threads' parts of each.
+    mean over a group: over whole samples, or over all the threads' parts of each. `more` is added to gx unless it is 0.
     """
-    (g, x, weight, bias, mean, rstd, gx, parts, work, samples, size, channels, groups, period, silu, stage, threads) = unpack(
-        args, 17
-    )
+    (
+        g, x, weight, bias, mean, rstd, more, gx, parts, work,
+        samples, size, channels, groups, period, silu, stage, threads,
+    ) = unpack(args, 18)  # fmt: skip
     step = 4 * period
     work += thread * 8 * step
     centre, scale, w, b = work, work + step, work + 2 * step, work + 3 * step
@@ -252,7 +263,8 @@ def _group_norm_backward(args, thread):  # type: ignore[no-untyped-def]
                 write(w, c, r * read(w, c))
         for row in (centre, w, offset, slope):
             _spread(row, period, channels)
-        _combine(g + at, x + at, gx + at, end - begin, period, centre, slope, w, offset, silu)
+        added = more + at if more else 0
+        _combine(g + at, x + at, gx + at, added, end - begin, period, centre, slope, w, offset, silu)
     if stage == WHOLE:
         for c in range(channels):
             write(parts, thread * 2 * channels + c, _f(totals[0, c]))
@@ -304,14 +316,18 @@ def group_norm_backward(
     bias: Any,
     mean: np.ndarray,
     rstd: np.ndarray,
+    more: np.ndarray | None = None,
     *,
     num_groups: int,
-    eps: float,
     activation: str | None = None,
 ) -> Any:
-    """(gx, gweight, gbias) from g, the gradient of `group_norm`'s result; None for a parameter that is None."""
+    """(gx, gweight, gbias) from g, the gradient of `group_norm`'s result; None for a parameter that is None.
+
+    `more`, of x's shape, is added to gx.
+    """
     if activation not in _ACTIVATIONS or not _fits(x, weight, bias, num_groups) or not plain(g, mean, rstd) or g.shape != x.shape:
         return NotImplemented
+    more = None if more is None else contiguous(more)
     n, channels = x.shape[0], x.shape[-1]
     size = x.size // n
     gx = empty(*x.shape)
@@ -320,7 +336,7 @@ def group_norm_backward(
     _keep, (work,) = scratch(threads * 8 * period)
     sizes = (n, size, channels, num_groups, period, _ACTIVATIONS[activation])
     for stage in stages:
-        _group_norm_backward(threads, g, x, weight, bias, mean, rstd, gx, parts, work, *sizes, stage, threads)
+        _group_norm_backward(threads, g, x, weight, bias, mean, rstd, more, gx, parts, work, *sizes, stage, threads)
     gbias, gweight = parts.sum(0)
     return gx, None if weight is None else gweight, None if bias is None else gbias
 

@@ -4,8 +4,9 @@ and F(2×2, 3×3), with four ninths of them at hardly any.
 The transforms B, G and A turn a tile's convolution into points² products, points = tile + 2, so over all tiles, channels and
 filters it is that many matrix products (Lavin & Gray 2016; the matrices are Cook-Toom's). A thread transforms a block of tiles
 into V (points², tiles, C), multiplies with the transformed weights U into M (points², tiles, O), and transforms M into pixels,
-bias and residual added; V and M stay in its L2 cache. The weight gradient is the same with 3×3 outputs and the gradient's tiles
-as filters, V and that transform multiplied over the tiles. Bound by FMA for many channels, by the transforms for few.
+bias and residual added; V and M stay in its L2 cache, and what it reads next comes there while it multiplies. The weight gradient
+is the same with 3×3 outputs and the gradient's tiles as filters, V and that transform multiplied over the tiles. Bound by FMA for
+many channels, by the transforms for few.
 
 Where a side is no multiple of the tile, the last tile of a row or column is narrower: with m outputs it needs m + 2 points, and
 these are the first of the whole tile's, so that U is the same (`cook_toom`). A thread takes its tiles in the order right edge,
@@ -24,7 +25,7 @@ from numba.extending import intrinsic
 from tinydiff.kernels.direct import pack_tap, tile_columns, tile_rows
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import body, unpack
-from tinydiff.kernels.memory import read, write, zero
+from tinydiff.kernels.memory import prefetch, read, write, zero
 from tinydiff.kernels.microkernel import I64, LANES, REST, VECTOR, WIDTH, Emitter, call_own
 
 Matrix = list[list[Fraction]]
@@ -199,6 +200,9 @@ def transform(name: str, matrices: dict[int, Matrix], *, edges: bool = False, fi
 
 # A matrix for m outputs of a tile is numbered tile + m: 5 to 8 and 3 to 4.
 _MATRICES = {tile + m: (*cook_toom(m, 3, tile), *cook_toom(3, m, tile)[:2]) for tile in (2, 4) for m in range(1, tile + 1)}
+LINE = 64  # bytes of a cache line
+ONE = 1 + POINTS.index(1)  # the place of point 1
+SUM_SCALES = {tile: float(1 / _MATRICES[2 * tile][4][ONE][0] ** 2) for tile in (2, 4)}  # of that point along both axes
 _whole = {2 * tile: _MATRICES[2 * tile] for tile in (2, 4)}
 _image = transform("image", {key: b for key, (_, _, b, _, _) in _MATRICES.items()})
 _image_edge = transform("image_edge", {key: b for key, (_, _, b, _, _) in _MATRICES.items()}, edges=True)
@@ -300,6 +304,16 @@ def _transform_images(x, height, width, c, top, left, ho, wo, order, first, last
             _image_edge(down, across, source + 4 * k, width * c, c, rows, cols, lanes, to, points * plane, plane, 0, 0, 0)
 
 
+@njit
+def _fetch(pixels, height, width, channels, t, order, ho, wo, tile):  # type: ignore[no-untyped-def]
+    """Prefetch the thread's t-th tile of pixels, or about where it is, if those aren't of the output's size."""
+    image, y, x, my, mx = _find(t, order, ho, wo, tile)
+    for i in range(my):
+        row = pixels + 4 * ((image * height + y + i) * width + x) * channels
+        for line in range(row, row + 4 * mx * channels, LINE):
+            prefetch(line)
+
+
 @body
 def forward(args, thread):  # type: ignore[no-untyped-def]
     """y = conv(x, w) + bias + residual from transformed weights, `block` tiles at a time."""
@@ -320,6 +334,12 @@ def forward(args, thread):  # type: ignore[no-untyped-def]
         for p in range(points * points):
             begin, end = _needing(p // points, p % points, order, ho, wo, tile)
             begin, end = max(begin, first) - first, min(end, last) - first
+            part, count = _share(last - first, p, points * points)
+            for t in range(first + part, first + part + count):
+                if residual != 0:
+                    _fetch(residual, ho, wo, o, t, order, ho, wo, tile)
+                if t + block < order[7]:
+                    _fetch(x, height, width, c, t + block, order, ho, wo, tile)
             for j in range(panels):
                 b, t = u + 4 * (p * u_plane + j * c * WIDTH), begin
                 while t < end:
@@ -338,12 +358,16 @@ def forward(args, thread):  # type: ignore[no-untyped-def]
 
 @body
 def weight_grad(args, thread):  # type: ignore[no-untyped-def]
-    """This thread's Σ over its tiles of V ⊗ transformed g, in sums (threads, points², panels, C to a multiple of REST, WIDTH)."""
+    """This thread's Σ over its tiles of V ⊗ transformed g, in sums (threads, points², panels, C to a multiple of REST, WIDTH).
+
+    Unless `totals` is 0, g is added up on the way: a tile's sum is its value at the point (1, 1), but for SUM_SCALES. It is
+    added to those in totals (threads, N, O).
+    """
     (
-        x, g, sums, vs, ds,
+        x, g, sums, totals, vs, ds,
         n, height, width, c, top, left, ho, wo, o,
         block, tile, threads,
-    ) = unpack(args, 17)  # fmt: skip
+    ) = unpack(args, 18)  # fmt: skip
     points = tile + 2
     panels = (o + WIDTH - 1) // WIDTH
     v_stride, d_stride = (c + LANES - 1) // LANES * LANES, panels * WIDTH
@@ -369,11 +393,20 @@ def weight_grad(args, thread):  # type: ignore[no-untyped-def]
                 target, lanes = d + 4 * ((t - first) * d_stride + k), _lanes(k, o)
                 down, across, rows, cols = tile + my, tile + mx, (1 << my) - 1, (1 << mx) - 1
                 _gradient(down, across, at + 4 * k, wo * o, o, rows, cols, lanes, target, points * d_plane, d_plane, 0, 0, 0)
+            if totals != 0:
+                total = totals + 4 * (thread * n + image) * o
+                tile_sum = d + 4 * (ONE * (points + 1) * d_plane + (t - first) * d_stride)
+                for k in range(o):
+                    write(total, k, read(total, k) + read(tile_sum, k))
         for p in range(points * points):
             begin, end = _needing(p // points, p % points, order, ho, wo, tile)
             low, high = max(begin, first), min(end, last)
             if low >= high:
                 continue
+            part, count = _share(last - first, p, points * points)
+            for t in range(first + part + block, min(first + part + count + block, order[7])):
+                _fetch(x, height, width, c, t, order, ho, wo, tile)
+                _fetch(g, ho, wo, o, t, order, ho, wo, tile)
             for j in range(panels):
                 b = d + 4 * (p * d_plane + (low - first) * d_stride + j * WIDTH)
                 i = 0

@@ -149,25 +149,24 @@ def _(x: Array, w: Array, bias: Any, residual: Any, stride: Pair, padding: Paddi
 
 
 @_conv2d.kernel_backward("numpy", "x")
-def _(g: Array, w: Array, shapes: Any, stride: Pair, padding: Padding) -> Any:
+def _(g: Array, w: Array, shapes: Any, gathered: Any, stride: Pair, padding: Padding) -> Any:
     if g.dtype != np.float32:
         return NotImplemented
-    return kernels.conv.conv2d_input_grad(g, w, input_size=shapes[0][1:3], stride=stride, padding=padding)
+    return kernels.conv.conv2d_input_grad(g, w, gathered, input_size=shapes[0][1:3], stride=stride, padding=padding)
 
 
-@_conv2d.kernel_backward("numpy", "w")
-def _(g: Array, x: Array, shapes: Any, stride: Pair, padding: Padding) -> Any:
-    if g.dtype != np.float32:
+@_conv2d.kernel_backward("numpy", "w", "bias")
+def _(g: Array, x: Array, shapes: Any, needs: Any, stride: Pair, padding: Padding) -> Any:
+    if g.dtype != np.float32 or not g.size or not x.size:
         return NotImplemented
-    return kernels.conv.conv2d_weight_grad(x, g, kernel_size=shapes[1][:2], stride=stride, padding=padding)
-
-
-@_conv2d.kernel_backward("numpy", "bias")
-def _(g: Array, shapes: Any) -> Any:
-    if g.dtype != np.float32 or not g.size:
-        return NotImplemented
-    rows = np.ascontiguousarray(g).reshape(1 if len(shapes[2]) == 1 else len(g), -1, g.shape[3])
-    return kernels.sums.sum_rows(rows).reshape(shapes[2])
+    gw = sums = gbias = None
+    if needs[1]:
+        gw = kernels.conv.conv2d_weight_grad(x, g, kernel_size=shapes[1][:2], stride=stride, padding=padding, sums=needs[2])
+        gw, sums = gw if needs[2] else (gw, None)
+    if needs[2]:
+        rows = np.ascontiguousarray(g).reshape(len(g), -1, g.shape[3]) if sums is None else sums[:, None]
+        gbias = kernels.sums.sum_rows(rows.reshape(1, -1, g.shape[3]) if len(shapes[2]) == 1 else rows).reshape(shapes[2])
+    return gw, gbias
 
 
 @_conv2d.kernel_backward("numpy", "residual")

@@ -58,8 +58,8 @@ def _(x: Array, weight: Any, bias: Any, num_groups: int, eps: float, activation:
 
 
 @group_norm.kernel_backward("numpy")
-def _(g: Array, x: Array, weight: Any, bias: Any, cache: Any, num_groups: int, eps: float, activation: str | None) -> Any:
-    return kernels.norm.group_norm_backward(g, x, weight, bias, *cache, num_groups=num_groups, eps=eps, activation=activation)
+def _(g: Array, x: Array, weight: Any, bias: Any, cache: Any, gathered: Any, num_groups: int, activation: str | None) -> Any:
+    return kernels.norm.group_norm_backward(g, x, weight, bias, *cache, gathered, num_groups=num_groups, activation=activation)
 
 
 @group_norm.kernel("cuda")
