@@ -247,6 +247,19 @@ def test_winograd(force, factor, case):
     close(sums, g64.sum((1, 2)), g[0, ..., 0].size)
 
 
+@pytest.mark.parametrize("threads, parts", [(2, 1), (3, 1), (6, 2)])
+@pytest.mark.parametrize("force, factor", [("winograd_f4", WINOGRAD), ("winograd_f2", 1)])
+def test_threads_share_out_channels_of_few_tiles(monkeypatch, force, factor, threads, parts):
+    monkeypatch.setattr(conv, "threads_for", lambda items, work: threads)
+    case = 5, 7, 6, 9 * winograd.LANES + 6, 3, 3, 40, (1, 1), ((1, 1), (1, 1)), 0
+    x, _, g = arrays(case)
+    assert conv._winograd_plan(5, (7, 6), x.shape[3], 40, conv.TILES[force], sums=True)[:2] == (threads, parts)
+    options = {"kernel_size": (3, 3), "stride": (1, 1), "padding": case[-2], "force": force}
+    dw, sums = conv.conv2d_weight_grad(x, g, sums=True, **options)
+    close(dw, naive_weight_grad(x.astype(float), g.astype(float), (3, 3), *case[-3:-1]), g[..., 0].size, factor)
+    close(sums, g.astype(float).sum((1, 2)), g[0, ..., 0].size, factor)
+
+
 @pytest.mark.parametrize("force", sorted(conv.ROUNDING))
 @settings(max_examples=40, deadline=None)
 @given(

@@ -37,6 +37,7 @@ SLAB = 64 * 1024  # floats: the input under a band of rows, together with what i
 PIXELS = 192  # that the weight gradient multiplies over at a time: a panel of the gradient stays in L1
 UNPACKED = 10_000_000  # multiplications up to which weights aren't packed
 BLOCK = 256 * ROWS  # Winograd: tiles × channels that a thread takes at a time, for the same reason
+CUT = 1.5  # Winograd's weight gradient: tiles for each channel up to which threads share out the channels
 TILES = {"winograd_f4": 4, "winograd_f2": 2}  # outputs of a tile along each axis
 TRANSFORM, WEIGHTS = 10, 23  # see `algorithm`
 SMALL = 500_000  # multiplications under which a second thread costs more than it brings
@@ -195,23 +196,29 @@ def direct_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, stride: Pai
     direct.reduce_sums(sums, threads, segments, length, _up(length, unit), o, address(dw))
 
 
-def _winograd_plan(n: int, size: Pair, c: int, o: int, tile: int) -> tuple[int, int, list[int]]:
-    """Threads, tiles at a time, and the sizes of both transforms' scratch."""
+def _winograd_plan(n: int, size: Pair, c: int, o: int, tile: int, *, sums: bool = False) -> tuple[int, int, int, list[int]]:
+    """Threads, parts that the tiles are shared out in, tiles at a time, and the sizes of both transforms' scratch.
+
+    There are fewer parts than threads where the tiles are added up (`sums`) and few: each part has its own sums, which another
+    thread then has to fetch, and that took longer than transforming the gradient once for every share of the channels.
+    """
     (qy, ry), (qx, rx) = (divmod(side, tile) for side in size)
     kinds = [n * qy * (rx > 0), n * qy * qx, n * (ry > 0) * qx, n * (ry > 0) * (rx > 0)]  # each is shared out by itself
     threads = threads_for(-(-sum(kinds) // ROWS), n * size[0] * size[1] * 9 * c * o)
-    share = sum(-(-tiles // threads) for tiles in kinds)
+    cuts = max((d for d in range(1, c // WIDTH + 1) if threads % d == 0), default=1) if sums and sum(kinds) <= CUT * c else 1
+    parts, c = threads // cuts, _up(-(-c // cuts), LANES)
+    share = sum(-(-tiles // parts) for tiles in kinds)
     # Weights that fill L2 are read again for each block, which had better be large: 128 channels became 1.1 to 1.4 times as fast.
     least = ROWS * (1 if c * o < 1 << 14 else 3 if c * o <= 1 << 16 else 4)
     blocks = -(-share // max(least, BLOCK // (c + o)))
     block = _up(-(-share // blocks), ROWS)
-    return threads, block, [threads * (tile + 2) ** 2 * (block * width + LANES) for width in (_up(c, LANES), _up(o, WIDTH))]
+    return threads, parts, block, [threads * (tile + 2) ** 2 * (block * width + LANES) for width in (c, _up(o, WIDTH))]
 
 
 def _winograd_forward(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y: np.ndarray, first: Pair, tile: int) -> None:
     (n, height, width, c), (_, *size, o) = x.shape, y.shape
-    threads, block, sizes = _winograd_plan(n, (size[0], size[1]), c, o, tile)
-    transformed = (tile + 2) ** 2 * c * _up(o, WIDTH)
+    threads, _, block, sizes = _winograd_plan(n, (size[0], size[1]), c, o, tile)
+    transformed = (tile + 2) ** 2 * (c * _up(o, WIDTH) + LANES)
     kept = lasting(w, transformed)
     _keep, (packed, u, v, m) = scratch(9 * c * _up(o, WIDTH), 0 if kept else transformed, *sizes)
     u, steps = kept or u, [step // 4 for step in w.strides]
@@ -225,15 +232,15 @@ def _winograd_forward(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y:
 def _winograd_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, first: Pair, tile: int, sums_of_g: bool) -> Any:
     """Fills dw; gives the sums over each image's pixels of g, (N, O), if asked."""
     (n, height, width, c), (_, ho, wo, o) = x.shape, g.shape
-    threads, block, sizes = _winograd_plan(n, (ho, wo), c, o, tile)
-    parts = np.zeros((threads, n, o), np.float32) if sums_of_g else None
-    _keep, (sums, v, d) = scratch(threads * (tile + 2) ** 2 * _up(c, REST) * _up(o, WIDTH), *sizes)
+    threads, parts, block, sizes = _winograd_plan(n, (ho, wo), c, o, tile, sums=True)
+    totals = np.zeros((parts, n, o), np.float32) if sums_of_g else None
+    _keep, (sums, v, d) = scratch(parts * (tile + 2) ** 2 * (_up(c, REST) * _up(o, WIDTH) + LANES), *sizes)
     launch(
-        winograd.weight_grad, threads, address(x), address(g), sums, address(parts), v, d,
-        n, height, width, c, *first, ho, wo, o, block, tile, threads,
+        winograd.weight_grad, threads, address(x), address(g), sums, address(totals), v, d,
+        n, height, width, c, *first, ho, wo, o, block, tile, parts, threads,
     )  # fmt: skip
-    launch(winograd.transform_sums, threads, sums, address(dw), c, o, threads, tile, threads)
-    return None if parts is None else parts.sum(0) * np.float32(winograd.SUM_SCALES[tile])
+    launch(winograd.transform_sums, threads, sums, address(dw), c, o, parts, tile, threads)
+    return None if totals is None else totals.sum(0) * np.float32(winograd.SUM_SCALES[tile])
 
 
 def conv2d(

@@ -270,11 +270,11 @@ def _needing(i, j, order, ho, wo, tile):  # type: ignore[no-untyped-def]
 
 @body
 def transform_weights(args, thread):  # type: ignore[no-untyped-def]
-    """U (points², panels, C, WIDTH) from w with any strides; `packed` holds the weights as panels on the way."""
+    """U (points², panels, C, WIDTH, and a gap) from w with any strides; `packed` holds the weights as panels on the way."""
     w, s_kh, s_kw, s_c, s_o, c, o, packed, u, tile, threads = unpack(args, 11)
     points, whole = tile + 2, 2 * tile
     panels = (o + WIDTH - 1) // WIDTH
-    plane = panels * c * WIDTH
+    plane = panels * c * WIDTH + LANES
     for j in range(thread * panels // threads, (thread + 1) * panels // threads):
         panel = packed + 4 * j * 9 * c * WIDTH
         for tap in range(9):
@@ -286,8 +286,8 @@ def transform_weights(args, thread):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _transform_images(x, height, width, c, top, left, ho, wo, order, first, last, v, plane, stride, tile):  # type: ignore[no-untyped-def]
-    """V (points², tiles, stride) for tiles first to last."""
+def _transform_images(x, height, width, c, top, left, ho, wo, order, first, last, v, plane, stride, channels, tile):  # type: ignore[no-untyped-def]
+    """V (points², tiles, stride) for tiles first to last, of so many of x's channels."""
     points = tile + 2
     for t in range(first, last):
         image, y, x0, my, mx = _find(t, order, ho, wo, tile)
@@ -295,12 +295,12 @@ def _transform_images(x, height, width, c, top, left, ho, wo, order, first, last
         source = x + 4 * ((image * height + y) * width + x0) * c
         target = v + 4 * (t - first) * stride
         rows, cols = _bits(y, my + 2, height), _bits(x0, mx + 2, width)
-        whole = c // LANES * LANES if rows == (1 << (my + 2)) - 1 and cols == (1 << (mx + 2)) - 1 else 0
+        whole = channels // LANES * LANES if rows == (1 << (my + 2)) - 1 and cols == (1 << (mx + 2)) - 1 else 0
         for k in range(0, whole, LANES):
             to = target + 4 * k
             _image(down, across, source + 4 * k, width * c, c, 0, 0, 0, to, points * plane, plane, 0, 0, 0)
-        for k in range(whole, c, LANES):
-            to, lanes = target + 4 * k, _lanes(k, c)
+        for k in range(whole, channels, LANES):
+            to, lanes = target + 4 * k, _lanes(k, channels)
             _image_edge(down, across, source + 4 * k, width * c, c, rows, cols, lanes, to, points * plane, plane, 0, 0, 0)
 
 
@@ -325,12 +325,12 @@ def forward(args, thread):  # type: ignore[no-untyped-def]
     points = tile + 2
     panels = (o + WIDTH - 1) // WIDTH
     v_stride, m_stride = (c + LANES - 1) // LANES * LANES, panels * WIDTH
-    v_plane, m_plane, u_plane = block * v_stride + LANES, block * m_stride + LANES, panels * c * WIDTH
+    v_plane, m_plane, u_plane = block * v_stride + LANES, block * m_stride + LANES, panels * c * WIDTH + LANES
     v, m = vs + 4 * thread * points * points * v_plane, ms + 4 * thread * points * points * m_plane
     order = _order(n, ho, wo, tile, thread, threads)
     for first in range(0, order[7], block):
         last = min(first + block, order[7])
-        _transform_images(x, height, width, c, top, left, ho, wo, order, first, last, v, v_plane, v_stride, tile)
+        _transform_images(x, height, width, c, top, left, ho, wo, order, first, last, v, v_plane, v_stride, c, tile)
         for p in range(points * points):
             begin, end = _needing(p // points, p % points, order, ho, wo, tile)
             begin, end = max(begin, first) - first, min(end, last) - first
@@ -358,34 +358,42 @@ def forward(args, thread):  # type: ignore[no-untyped-def]
 
 @body
 def weight_grad(args, thread):  # type: ignore[no-untyped-def]
-    """This thread's Σ over its tiles of V ⊗ transformed g, in sums (threads, points², panels, C to a multiple of REST, WIDTH).
+    """Σ over tiles of V ⊗ transformed g, in sums (parts, points², panels, C to a multiple of REST, WIDTH, and a gap).
 
+    The threads share out the tiles in `parts`; those of one part share out the channels, each transforming all of the part's g.
     Unless `totals` is 0, g is added up on the way: a tile's sum is its value at the point (1, 1), but for SUM_SCALES. It is
-    added to those in totals (threads, N, O).
+    added to those in totals (parts, N, O).
     """
     (
         x, g, sums, totals, vs, ds,
         n, height, width, c, top, left, ho, wo, o,
-        block, tile, threads,
-    ) = unpack(args, 18)  # fmt: skip
+        block, tile, parts, threads,
+    ) = unpack(args, 19)  # fmt: skip
     points = tile + 2
     panels = (o + WIDTH - 1) // WIDTH
-    v_stride, d_stride = (c + LANES - 1) // LANES * LANES, panels * WIDTH
+    cuts, vectors = threads // parts, (c + LANES - 1) // LANES
+    part, cut = thread // cuts, thread % cuts
+    first_c, last_c = cut * vectors // cuts * LANES, min(c, (cut + 1) * vectors // cuts * LANES)
+    v_stride, d_stride = (vectors + cuts - 1) // cuts * LANES, panels * WIDTH
     rows_c = (c + REST - 1) // REST * REST
     v_plane, d_plane = block * v_stride + LANES, block * d_stride + LANES
     v, d = vs + 4 * thread * points * points * v_plane, ds + 4 * thread * points * points * d_plane
-    plane = panels * rows_c * WIDTH
-    mine = sums + 4 * thread * points * points * plane
-    order = _order(n, ho, wo, tile, thread, threads)
+    plane = panels * rows_c * WIDTH + LANES
+    mine = sums + 4 * (part * points * points * plane + first_c * WIDTH)
+    channels = last_c - first_c
+    padded = (channels + REST - 1) // REST * REST
+    order = _order(n, ho, wo, tile, part, parts)
     if d_stride >= o + LANES:  # a vector that no transform fills
         zero(d, points * points * d_plane)
     for p in range(points * points):
         begin, end = _needing(p // points, p % points, order, ho, wo, tile)
         if begin >= end:
-            zero(mine + 4 * p * plane, plane)
+            for j in range(panels):
+                zero(mine + 4 * (p * plane + j * rows_c * WIDTH), padded * WIDTH)
     for first in range(0, order[7], block):
         last = min(first + block, order[7])
-        _transform_images(x, height, width, c, top, left, ho, wo, order, first, last, v, v_plane, v_stride, tile)
+        from_c = x + 4 * first_c
+        _transform_images(from_c, height, width, c, top, left, ho, wo, order, first, last, v, v_plane, v_stride, channels, tile)
         for t in range(first, last):
             image, y0, x0, my, mx = _find(t, order, ho, wo, tile)
             at = g + 4 * ((image * ho + y0) * wo + x0) * o
@@ -393,8 +401,8 @@ def weight_grad(args, thread):  # type: ignore[no-untyped-def]
                 target, lanes = d + 4 * ((t - first) * d_stride + k), _lanes(k, o)
                 down, across, rows, cols = tile + my, tile + mx, (1 << my) - 1, (1 << mx) - 1
                 _gradient(down, across, at + 4 * k, wo * o, o, rows, cols, lanes, target, points * d_plane, d_plane, 0, 0, 0)
-            if totals != 0:
-                total = totals + 4 * (thread * n + image) * o
+            if totals != 0 and cut == 0:
+                total = totals + 4 * (part * n + image) * o
                 tile_sum = d + 4 * (ONE * (points + 1) * d_plane + (t - first) * d_stride)
                 for k in range(o):
                     write(total, k, read(total, k) + read(tile_sum, k))
@@ -403,28 +411,28 @@ def weight_grad(args, thread):  # type: ignore[no-untyped-def]
             low, high = max(begin, first), min(end, last)
             if low >= high:
                 continue
-            part, count = _share(last - first, p, points * points)
-            for t in range(first + part + block, min(first + part + count + block, order[7])):
+            skip, count = _share(last - first, p, points * points)
+            for t in range(first + skip + block, min(first + skip + count + block, order[7])):
                 _fetch(x, height, width, c, t, order, ho, wo, tile)
                 _fetch(g, ho, wo, o, t, order, ho, wo, tile)
             for j in range(panels):
                 b = d + 4 * (p * d_plane + (low - first) * d_stride + j * WIDTH)
                 i = 0
-                while i < c:
+                while i < padded:
                     at = mine + 4 * (p * plane + (j * rows_c + i) * WIDTH)
                     start = at if low > begin else 0
                     a = v + 4 * (p * v_plane + (low - first) * v_stride + i)
-                    i += tile_columns(a, v_stride, 0, b, d_stride, 1, high - low, at, start, rows_c - i)
+                    i += tile_columns(a, v_stride, 0, b, d_stride, 1, high - low, at, start, padded - i)
 
 
 @body
 def transform_sums(args, thread):  # type: ignore[no-untyped-def]
-    """dw (3, 3, C, O) from the sums of all threads, added in order."""
+    """dw (3, 3, C, O) from the sums of all parts, added in order."""
     sums, dw, c, o, parts, tile, threads = unpack(args, 7)
     points, whole = tile + 2, 2 * tile
     panels = (o + WIDTH - 1) // WIDTH
     rows_c = (c + REST - 1) // REST * REST
-    plane = panels * rows_c * WIDTH
+    plane = panels * rows_c * WIDTH + LANES
     for i in range(thread * c // threads, (thread + 1) * c // threads):
         for j in range(panels):
             row = sums + 4 * (j * rows_c + i) * WIDTH
