@@ -20,7 +20,7 @@ from tinydiff.kernels import record
 
 _I8, _I64, _F32 = ir.IntType(8), ir.IntType(64), ir.FloatType()
 _FLOAT = 4  # bytes
-_LINE = 16  # floats in a cache line
+LINE = 16  # floats in a cache line
 _PAGE = 1024  # floats
 _ARENA = 1 << 18  # floats: 1 MiB
 _thread = threading.local()
@@ -139,8 +139,8 @@ def empty(*shape: int) -> np.ndarray:
     count = math.prod(shape)
     if count < _PAGE:
         return np.empty(shape, np.float32)
-    memory = _floats(count + _LINE)
-    first = -address(memory) // _FLOAT % _LINE
+    memory = _floats(count + LINE)
+    first = -address(memory) // _FLOAT % LINE
     return memory[first : first + count].reshape(shape)
 
 
@@ -151,8 +151,8 @@ def lasting(constant: np.ndarray, count: int) -> int:
     """
     if record.current is None or not record.is_constant(constant):
         return 0
-    memory = record.current.prepare(count + _LINE)
-    return -(-address(memory) // (_LINE * _FLOAT)) * _LINE * _FLOAT
+    memory = record.current.prepare(count + LINE)
+    return -(-address(memory) // (LINE * _FLOAT)) * LINE * _FLOAT
 
 
 def scratch(*counts: int) -> tuple[np.ndarray, list[int]]:
@@ -163,17 +163,17 @@ def scratch(*counts: int) -> tuple[np.ndarray, list[int]]:
     starts, total = [], 0
     for count in counts:
         starts.append(total)
-        total += -(-count // _LINE) * _LINE
+        total += -(-count // LINE) * LINE
     if total > _ARENA:
-        memory = _floats(total + _LINE)
+        memory = _floats(total + LINE)
         first = address(memory)
     else:
         try:
             memory, first = _thread.arena
         except AttributeError:
-            memory = np.empty(_ARENA + _LINE, np.float32)
+            memory = np.empty(_ARENA + LINE, np.float32)
             memory, first = _thread.arena = memory, address(memory)
         if record.current is not None and (recording := record.active()) is not None:
             recording.keep(memory)
-    first = -(-first // (_LINE * _FLOAT)) * _LINE * _FLOAT
+    first = -(-first // (LINE * _FLOAT)) * LINE * _FLOAT
     return memory, [first + start * _FLOAT for start in starts]

@@ -18,7 +18,7 @@ from tinydiff.kernels.arrays import Kernel, add_to, load, number, plain, share, 
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import unpack
 from tinydiff.kernels.mathfun import bounded, one_and_exp_of_minus, sigmoid
-from tinydiff.kernels.memory import contiguous, copy, empty, read, scratch, write, zero
+from tinydiff.kernels.memory import LINE, contiguous, copy, empty, prefetch, read, scratch, write, zero
 
 WHOLE, PARTS, APPLY = range(3)  # what a launch does: whole samples, or parts of samples in two stages
 FIRST = 8  # rows whose mean the first block is centred at
@@ -90,11 +90,19 @@ def _moments(x, size, period, channels, groups, mean, squares, work):  # type: i
 
 
 @njit
+def _fetch(x, length):  # type: ignore[no-untyped-def]
+    """Prefetch `length` numbers at x, while something else is computed."""
+    for line in range(x, x + 4 * length, 4 * LINE):
+        prefetch(line)
+
+
+@njit
 def _apply(x, y, size, period, centre, scale, shift, silu):  # type: ignore[no-untyped-def]
-    """y = (x - centre) · scale + shift, then SiLU if asked."""
+    """y = (x - centre) · scale + shift, then SiLU if asked, which leaves time to fetch the next sample's x."""
     for row in range(0, size, period):
         length = min(period, size - row)
         if silu:
+            _fetch(x + 4 * (size + row), length)
             for j in range(length):
                 z = (load(x, row + j) - load(centre, j)) * load(scale, j) + load(shift, j)
                 store(y, row + j, z / one_and_exp_of_minus(bounded(z)))
@@ -154,14 +162,18 @@ def _group_norm(args, thread):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _weighted(g, x, z, size, period, channels, centre, scale, w, b, first, second, silu, sums):  # type: ignore[no-untyped-def]
-    """Per channel the sums (2, channels) of the gradients before the activation (kept in z) and of them times x̂."""
+def _weighted(g, x, z, size, period, channels, centre, scale, w, b, first, second, silu, sums, more):  # type: ignore[no-untyped-def]
+    """Per channel the sums (2, channels) of the gradients before the activation (kept in z) and of them times x̂.
+
+    The activation leaves time to fetch `more`, unless that is 0.
+    """
     for block in range(0, size, BLOCK * period):
         zero(first, period)
         zero(second, period)
         for row in range(block, min(size, block + BLOCK * period), period):
             length = min(period, size - row)
             if silu:
+                _fetch(more + 4 * row, length if more else 0)
                 for j in range(length):
                     normalised = (load(x, row + j) - load(centre, j)) * load(scale, j)
                     before = normalised * load(w, j) + load(b, j)
@@ -236,10 +248,12 @@ def _group_norm_backward(args, thread):  # type: ignore[no-untyped-def]
             write(w, c, read(weight, c) if weight else _f(1))
             write(b, c, read(bias, c) if bias else _f(0))
         at, sums = (n * size + begin) * 4, np.zeros((2, channels))
+        added = more + at if more else 0
         if stage != APPLY:
             for row in (centre, scale, w, b):
                 _spread(row, period, channels)
-            _weighted(g + at, x + at, gx + at, end - begin, period, channels, centre, scale, w, b, one, two, silu, sums)
+            before = g + at, x + at, gx + at
+            _weighted(*before, end - begin, period, channels, centre, scale, w, b, one, two, silu, sums, added)
             totals += sums
         if stage == PARTS:
             for c in range(channels):
@@ -263,7 +277,6 @@ def _group_norm_backward(args, thread):  # type: ignore[no-untyped-def]
                 write(w, c, r * read(w, c))
         for row in (centre, w, offset, slope):
             _spread(row, period, channels)
-        added = more + at if more else 0
         _combine(g + at, x + at, gx + at, added, end - begin, period, centre, slope, w, offset, silu)
     if stage == WHOLE:
         for c in range(channels):

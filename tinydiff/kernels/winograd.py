@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 from tinydiff.kernels.direct import pack_tap, tile_columns, tile_rows
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import body, unpack
-from tinydiff.kernels.memory import prefetch, read, write, zero
+from tinydiff.kernels.memory import LINE, prefetch, read, write, zero
 from tinydiff.kernels.microkernel import I64, LANES, REST, VECTOR, WIDTH, Emitter, call_own
 
 Matrix = list[list[Fraction]]
@@ -200,7 +200,6 @@ def transform(name: str, matrices: dict[int, Matrix], *, edges: bool = False, fi
 
 # A matrix for m outputs of a tile is numbered tile + m: 5 to 8 and 3 to 4.
 _MATRICES = {tile + m: (*cook_toom(m, 3, tile), *cook_toom(3, m, tile)[:2]) for tile in (2, 4) for m in range(1, tile + 1)}
-LINE = 64  # bytes of a cache line
 ONE = 1 + POINTS.index(1)  # the place of point 1
 SUM_SCALES = {tile: float(1 / _MATRICES[2 * tile][4][ONE][0] ** 2) for tile in (2, 4)}  # of that point along both axes
 _whole = {2 * tile: _MATRICES[2 * tile] for tile in (2, 4)}
@@ -310,7 +309,7 @@ def _fetch(pixels, height, width, channels, t, order, ho, wo, tile):  # type: ig
     image, y, x, my, mx = _find(t, order, ho, wo, tile)
     for i in range(my):
         row = pixels + 4 * ((image * height + y + i) * width + x) * channels
-        for line in range(row, row + 4 * mx * channels, LINE):
+        for line in range(row, row + 4 * mx * channels, 4 * LINE):
             prefetch(line)
 
 
