@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from tinydiff.kernels import conv, record
 from tinydiff.models import UNet2DConditionModel, UNet2DModel
 from tinydiff.nn import Linear, Module, Parameter
 from tinydiff.optim import EMA, SGD
-from tinydiff.replay import MOST, Replay
+from tinydiff.replay import LEAST, MOST, Replay
 
 CONFIG: dict[str, Any] = {
     "in_channels": 1,
@@ -284,3 +285,50 @@ def test_memory_is_lent_again_and_too_much_of_it_refuses(monkeypatch: pytest.Mon
         np.testing.assert_array_equal(small(many, Module(), x).numpy(), expected)
     (call,) = small.calls.values()
     assert "MB" in call.recording.refused and not call.recording.launches
+
+
+def test_what_a_recording_kept_outlives_its_refusal_until_the_call_ends() -> None:
+    """The kernel whose memory was one block too much had its weights transformed into what was kept."""
+    recording = record.Recording([])
+    prepared = weakref.ref(recording.prepare(100))
+    recording.refuse("of a test")
+    assert prepared() is not None
+    recording.clear()
+    assert prepared() is None
+
+
+@pytest.mark.parametrize("count, parts", [(64, {32}), (40, {20}), (37, {12, 13})])
+def test_a_batch_too_large_to_record_is_taken_in_parts(monkeypatch: pytest.MonkeyPatch, count: int, parts: set[int]) -> None:
+    rng, ran = np.random.default_rng(0), []
+
+    def body(x: td.Tensor, more: td.Tensor | None, y: td.Tensor) -> td.Tensor:
+        ran.append(len(x.data))
+        for _ in range(3):
+            x = td.ops.silu(x)
+        return td.ops.conv2d(x, td.tensor(weights), y)
+
+    weights = rng.standard_normal((1, 1, 8, 8), np.float32)
+    monkeypatch.setattr(record, "LIMIT", 64 * 16 * 16 * 8 + 64)
+    replay, module = Replay(), Module()
+    for _ in range(4):
+        x, y = rng.standard_normal((count, 16, 16, 8), np.float32), rng.standard_normal((count, 8), np.float32)
+        with td.no_grad():
+            found = replay(body, module, td.tensor(x), None, td.tensor(y)).numpy()
+            expected = body(td.tensor(x), None, td.tensor(y)).numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    good = {call.inputs[0].shape[0] for call in replay.calls.values() if not call.recording.refused}
+    assert good == parts
+    ran.clear()
+    with td.no_grad():
+        replay(body, module, td.tensor(x), None, td.tensor(y))
+    assert not ran
+
+
+def test_a_batch_whose_parts_would_be_too_small_is_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "LIMIT", 5000)
+    replay, module, ran = Replay(), Module(), []
+    x = td.tensor(np.ones((2 * LEAST - 1, 2048), np.float32))
+    with td.no_grad():
+        for _ in range(3):
+            replay(lambda x: ran.append(len(x.data)) or td.ops.silu(x), module, x)
+    assert ran == [2 * LEAST - 1] * 3

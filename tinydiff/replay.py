@@ -6,7 +6,9 @@ the time goes to Python, a hundred ops of some 25 µs each, and all of that is t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from itertools import pairwise
 from threading import Lock, get_ident
 from typing import Any
 
@@ -22,6 +24,7 @@ from tinydiff.tensor import Tensor
 
 Body = Callable[..., Tensor]
 _recording = Lock()
+LEAST = 8  # samples in a part: with fewer, the weights are gone through too often for too little
 MOST = 4  # recordings kept, for as many different shapes
 
 
@@ -42,6 +45,8 @@ class _Recorded:
         finally:
             OBSERVERS.remove(self._watch)
             record.current = None
+            if self.recording.refused:
+                self.recording.clear()
 
     def _watch(self, call: Call) -> None:
         """Refuse a recording of what was computed without a launch. The result of a view needs none, while it is one."""
@@ -71,11 +76,14 @@ class Replay:
     """Calls of one network's body: `replay(body, module, *inputs)` is `body(*inputs)`, recorded and replayed where it can be.
 
     That is with nothing to be differentiated or observed, for float32 inputs on the CPU that are small enough, if the body runs
-    by kernels alone. It must depend on nothing but inputs and module. A recording holds until a parameter or any module changes.
+    by kernels alone. It must depend on nothing but inputs and module, and treat the samples along the first axis of all inputs
+    one by one: a batch that a recording has no room for is cut into parts. These fit the caches as well, and 128 digits in parts
+    of 16 take 0.82 of the time. A recording holds until a parameter or any module changes.
     """
 
     def __init__(self) -> None:
         self.calls: dict[Any, _Recorded] = {}
+        self.most: dict[Any, int] = {}  # how many samples of a shape a recording may have room for, where all were too many
 
     def __reduce__(self) -> tuple[type[Replay], tuple[()]]:
         return Replay, ()  # a copied network has other parameters
@@ -85,6 +93,12 @@ class Replay:
         if STATE.enabled or record.active() is not None or not all(map(_fits, inputs)):
             return body(*inputs)
         shapes = [None if x is None else x.data.shape for x in inputs]
+        sample = tuple(shape and shape[1:] for shape in shapes)
+        count = next(shape[0] for shape in shapes if shape)
+        if count > (most := self.most.get(sample, count)):
+            bounds = [count * i // -(-count // most) for i in range(-(-count // most) + 1)]
+            parts = [[None if x is None else Tensor(x.data[a:b]) for x in inputs] for a, b in pairwise(bounds)]
+            return Tensor(np.concatenate([self(body, module, *part).data for part in parts]))
         key = (*shapes, get_num_threads(), kernels.conv.precise, get_ident())
         with _recording:  # or another thread's recording would seem to be an observer, and rounding depend on chance
             if OBSERVERS:
@@ -94,6 +108,8 @@ class Replay:
                 while len(self.calls) >= MOST:
                     del self.calls[next(iter(self.calls))]
                 known = self.calls[key] = _Recorded(body, module, inputs)
+                if known.recording.too_large:
+                    self.most[sample] = count // 2 if count >= 2 * LEAST else sys.maxsize
                 return Tensor(known.result.data.copy())
         return body(*inputs) if known is None or known.recording.refused else known.again(inputs)
 

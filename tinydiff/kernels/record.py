@@ -19,7 +19,9 @@ import numpy as np
 current: Recording | None = None
 """The recording under way, if any; of one thread at a time."""
 
-LIMIT = 1 << 24  # floats in blocks, 64 MB: computations that take more spend hardly any time in Python
+LIMIT = 1 << 24  # floats in blocks, 64 MB: what is larger is taken in parts, of which each goes through all weights, and
+PER_WEIGHT = 8  # therefore it is as much for each weight, if that is more, up to
+LARGEST = 8  # times LIMIT
 
 
 class Recording:
@@ -28,14 +30,17 @@ class Recording:
     Attributes:
         constants: the arrays, by id, whose values count as part of the recording.
         launches: (address of the body, address of its arguments, threads), three integers each.
-        refused: why there can be no recording; None as long as there can.
-        size: floats in blocks. prepared: floats in what is made of constants.
+        refused: why there can be no recording; None as long as there can. too_large: whether for want of room.
+        room: floats that it may take. size: floats in blocks. prepared: floats in what is made of constants.
     """
 
     def __init__(self, constants: Iterable[np.ndarray]) -> None:
         self.constants = {id(a): a for a in constants}
+        weights = sum(a.size for a in self.constants.values())
+        self.room = min(max(LIMIT, PER_WEIGHT * weights), LARGEST * LIMIT)
         self.launches = array("q")
         self.refused: str | None = None
+        self.too_large = False
         self.thread = get_ident()
         self._kept: list[Any] = []
         self._free: defaultdict[int, list[bytearray]] = defaultdict(list)
@@ -59,8 +64,9 @@ class Recording:
             block = free.pop()
         else:
             self.size += count
-            if self.size > LIMIT:
-                self.refuse(f"it takes more than {LIMIT >> 18} MB")
+            if self.size > self.room and self.refused is None:
+                self.too_large = True
+                self.refuse(f"it takes more than {self.room >> 18} MB")
             block = bytearray(4 * count)
         memory = np.frombuffer(block, np.float32)
         self._lent.add(id(memory))
@@ -74,7 +80,7 @@ class Recording:
 
     def prepare(self, count: int) -> np.ndarray | None:
         """Memory for `count` floats that lasts, for what is made of constants; None if that took all room before."""
-        if self.prepared + count > LIMIT:
+        if self.prepared + count > self.room:
             return None
         self.prepared += count
         memory = np.empty(count, np.float32)
@@ -82,9 +88,12 @@ class Recording:
         return memory
 
     def refuse(self, why: str) -> None:
-        """There is no recording of this; let go of all that was kept for it."""
+        """There is no recording of this. What was kept for it stays until `clear`: the kernel being prepared may use it."""
         global current
         self.refused, current = self.refused or why, None
+
+    def clear(self) -> None:
+        """Let go of all that was kept."""
         self.launches, self._kept = array("q"), []
         self._free.clear()
 
