@@ -20,8 +20,8 @@ from tinydiff.kernels.gemm import add_rows, block_rows, multiply_summed
 from tinydiff.kernels.jit import njit
 from tinydiff.kernels.launch import body, launch, unpack
 from tinydiff.kernels.mathfun import bounded, one_and_exp_of_minus
-from tinydiff.kernels.memory import address, contiguous, empty, lasting, scratch, zero
-from tinydiff.kernels.microkernel import REST, WIDTH
+from tinydiff.kernels.memory import address, contiguous, empty, lasting, scratch, will_write, zero
+from tinydiff.kernels.microkernel import LINE, REST, ROWS, WIDTH
 
 KINDS = {"quick_gelu": 0, "gelu": 1, "geglu": 2}
 LARGE = 1 << 19  # floats of both weights together: beyond, they would not stay in L2 beside a band
@@ -40,6 +40,9 @@ def multiply(a, lda, packed, bias, initial, c, ldc, rows, length, columns):  # t
             at = 4 * (done * ldc + j)
             start, here = initial + at if initial else 0, a + 4 * done * lda
             wanted, left = min(WIDTH, columns - j), rows - done
+            for row in range(ROWS, 2 * ROWS):  # the next tile's
+                for k in range(0, WIDTH, LINE // 4):
+                    will_write(c + at, row * ldc + k)
             done += tile_rows(here, lda, 0, b, WIDTH, 1, length, add, start, ldc, c + at, ldc, wanted, left)
 
 
