@@ -463,16 +463,16 @@ def matmul(x: Any, y: Any) -> Any:
 
 
 @oracle("linear")
-def _(x: Any, weight: Any, bias: Any = None) -> Any:
+def _(x: Any, weight: Any, bias: Any = None, residual: Any = None) -> Any:
     out = matmul(x, weight)
-    return out if bias is None else build(out.shape, lambda i: out[i] + bias[i[-1]])
+    out = out if bias is None else build(out.shape, lambda i: out[i] + bias[i[-1]])
+    return out if residual is None else build(out.shape, lambda i: out[i] + residual[i])
 
 
 @oracle("mlp")
 def _(x: Any, weight1: Any, bias1: Any, weight2: Any, bias2: Any, residual: Any = None, activation: str = "gelu") -> Any:
     linear = ORACLES["linear"]
-    out = linear(ORACLES[activation](linear(x, weight1, bias1)), weight2, bias2)
-    return out if residual is None else build(out.shape, lambda i: out[i] + residual[i])
+    return linear(ORACLES[activation](linear(x, weight1, bias1)), weight2, bias2, residual)
 
 
 @oracle("einsum")
@@ -716,6 +716,7 @@ large("untake", (7, 90, 37), shape=(50, 37), indices=np.random.default_rng(1).in
 large("untake", (900, 2, 130), shape=(50, 2, 130), indices=np.random.default_rng(1).integers(0, 50, 900).astype(np.int32))
 large("matmul", (8, 50, 70), (70, 60))
 large("linear", (130, 70), (70, 90), (90,))
+large("linear", (3, 130, 70), (70, 90), (90,), (3, 130, 90))
 for _name, _wide in (("gelu", 96), ("quick_gelu", 96), ("geglu", 192)):
     large("mlp", (3, 111, 36), (36, _wide), (_wide,), (96, 64), (64,), (3, 111, 64), activation=_name)
 large("mlp", (777, 32), (32, 64), (64,), (64, 32), (32,))

@@ -74,7 +74,7 @@ THEIRS = {
     "gather": lambda x, axis, index: torch.gather(x, axis, index % x.shape[axis]),
     "scatter_add": lambda x, axis, index, src: torch.scatter_add(x, axis, index % x.shape[axis], src),
     "embedding": lambda indices, weight: F.embedding(indices % weight.shape[0], weight),
-    "linear": lambda x, w, bias=None: F.linear(x, w.T, bias),
+    "linear": lambda x, w, bias=None, residual=0.0: F.linear(x, w.T, bias) + residual,
     "conv2d": conv2d,
     "group_norm": group_norm,
     "layer_norm": lambda x, weight=None, bias=None, eps=1e-5: F.layer_norm(x, x.shape[-1:], weight, bias, eps),

@@ -227,6 +227,8 @@ def _products() -> None:
         register("matmul", normal(*left), normal(*right))
     register("linear", normal(2, 3), normal(3, 4), normal(4))
     register("linear", normal(2, 2, 3), normal(3, 2))
+    register("linear", normal(2, 3), normal(3, 2), normal(2), normal(2, 2))
+    register("linear", normal(2, 2, 3), normal(3, 2), None, normal(2, 2, 2))
     register("linear", normal(3), normal(3, 2), normal(2))
     register("linear", normal(0, 3), normal(3, 2), normal(2))
     register("mlp", normal(2, 3), normal(3, 4), normal(4), normal(4, 2), normal(2))

@@ -105,10 +105,10 @@ def _product_summed(a: np.ndarray, b: np.ndarray, sums: bool) -> tuple[np.ndarra
     return c, total
 
 
-def _rows(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+def _rows(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None = None, residual: np.ndarray | None = None) -> np.ndarray:
     m, n = len(a), b.shape[1]
     y = empty(m, n)
-    direct_forward(a[None, :, None], b[None, None], bias, None, y, (m, 1), (1, 1), (0, 0), (0, m * n, n, n))
+    direct_forward(a[None, :, None], b[None, None], bias, residual, y, (m, 1), (1, 1), (0, 0), (0, m * n, n, n))
     return y
 
 
@@ -132,12 +132,13 @@ def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a @ b if found is NotImplemented else found
 
 
-def linear(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> Any:
-    """x (…, K) with w (K, N), plus bias (N,): (…, N), in one pass, for many rows or when recorded."""
-    if not float32(x, w, bias) or x.ndim < 2 or not (pays(x.size // len(w), *w.shape, summed=False) or record.active()):
+def linear(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None = None) -> Any:
+    """x (…, K) with w (K, N), plus bias (N,) and residual (…, N): (…, N), in one pass, for many rows or when recorded."""
+    if not float32(x, w, bias, residual) or x.ndim < 2 or not (pays(x.size // len(w), *w.shape, summed=False) or record.active()):
         return NotImplemented
     rows = contiguous(x).reshape(-1, x.shape[-1])
-    return _rows(rows, w, None if bias is None else contiguous(bias)).reshape(*x.shape[:-1], w.shape[1])
+    bias, residual = (None if a is None else contiguous(a) for a in (bias, residual))
+    return _rows(rows, w, bias, residual).reshape(*x.shape[:-1], w.shape[1])
 
 
 def linear_backward(g: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, needs: list[bool]) -> Any:

@@ -69,7 +69,8 @@ class SpatialAttention(Attention):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """(N, H, W, C) to the same."""
         n, h, w, c = x.shape
-        return x + ops.reshape(super().forward(ops.reshape(self.group_norm(x), (n, h * w, c))), x.shape)
+        y, rows = self.group_norm(x), (n, h * w, c)
+        return ops.reshape(super().forward(ops.reshape(y, rows), residual=ops.reshape(x, rows)), x.shape)
 
 
 class Downsample2D(Module):

@@ -79,10 +79,13 @@ class CLIPAttention(Module):
         self.out_proj = _linear(width, width, std)
         self.heads = heads
 
-    def forward(self, x: Tensor, source: Tensor, is_causal: bool, mask: Array | None = None) -> Tensor:
-        """What x (N, Q, width) sees of source (N, L, width): (N, Q, width). If causal, position i looks at positions 0 … i."""
+    def forward(self, x: Tensor, source: Tensor, residual: Tensor, is_causal: bool, mask: Array | None = None) -> Tensor:
+        """What x (N, Q, width) sees of source (N, L, width), added to the residual: (N, Q, width).
+
+        If causal, position i looks at positions 0 … i.
+        """
         q, k, v = self.q_proj(x), self.k_proj(source), self.v_proj(source)
-        return self.out_proj(ops.scaled_dot_product_attention(q, k, v, mask, is_causal, heads=self.heads))
+        return self.out_proj(ops.scaled_dot_product_attention(q, k, v, mask, is_causal, heads=self.heads), residual)
 
 
 class CLIPMLP(Module):
@@ -110,14 +113,14 @@ class CLIPEncoderLayer(Module):
     def forward(self, x: Tensor, is_causal: bool) -> Tensor:
         """(N, L, width) to the same."""
         y = self.layer_norm1(x)
-        x = x + self.self_attn(y, y, is_causal)
+        x = self.self_attn(y, y, x, is_causal)
         return self.mlp(self.layer_norm2(x), x)
 
     def at(self, positions: np.ndarray, x: Tensor, is_causal: bool) -> Tensor:
         """Of `forward` only what it gives at one position of each row, (N, 1, width), and no more computed than that needs."""
         mask = beside((np.arange(x.shape[1]) <= positions[:, None])[:, None, None], x.data) if is_causal else None
         one = _picked(x, positions)
-        one = one + self.self_attn(self.layer_norm1(one), self.layer_norm1(x), False, mask)
+        one = self.self_attn(self.layer_norm1(one), self.layer_norm1(x), one, False, mask)
         return self.mlp(self.layer_norm2(one), one)
 
 

@@ -50,11 +50,11 @@ class BasicTransformerBlock(Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x (N, L, width) and context (N, S, context_dim) to (N, L, width)."""
-        x = x + self.attn1(self.norm1(x))
+        x = self.attn1(self.norm1(x), residual=x)
         y = self.norm2(x)
         if self.observer is not None:
             self.observer(self.attn2, y, context)
-        x = x + self.attn2(y, context)
+        x = self.attn2(y, context, residual=x)
         return self.ff(self.norm3(x), x)
 
 
@@ -80,4 +80,4 @@ class Transformer2DModel(Module):
         y = ops.reshape(self.proj_in(self.norm(x)), (n, h * w, c))
         for block in self.transformer_blocks:
             y = block(y, context)
-        return x + self.proj_out(ops.reshape(y, x.shape))
+        return self.proj_out(ops.reshape(y, x.shape), x)

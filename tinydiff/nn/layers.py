@@ -14,15 +14,15 @@ from tinydiff.tensor import Tensor
 
 
 class Linear(Module):
-    """x @ weight + bias over the last axis; weight (in, out)."""
+    """x @ weight + bias (+ residual) over the last axis; weight (in, out)."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         self.weight = Parameter(init.fan_in_uniform((in_features, out_features)), "linear")
         self.bias = Parameter(init.uniform((out_features,), 1 / math.sqrt(in_features))) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, in) to (…, out)."""
-        return ops.linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(…, in) to (…, out); `residual`, of the result's shape, is added."""
+        return ops.linear(x, self.weight, self.bias, residual)
 
 
 class Conv2d(Module):
@@ -107,12 +107,20 @@ class Attention(Module):
         self.heads, self.head_dim = heads, head_dim
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, mask: np.ndarray | Tensor | None = None, is_causal: bool = False
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: np.ndarray | Tensor | None = None,
+        is_causal: bool = False,
+        residual: Tensor | None = None,
     ) -> Tensor:
-        """(N, L, query_dim) to the same. `mask` and `is_causal` as in `ops.scaled_dot_product_attention`."""
+        """(N, L, query_dim) to the same; `residual`, of that shape, is added.
+
+        `mask` and `is_causal` as in `ops.scaled_dot_product_attention`.
+        """
         source = x if context is None else context
         q, k, v = self.to_q(x), self.to_k(source), self.to_v(source)
-        return self.to_out(ops.scaled_dot_product_attention(q, k, v, mask, is_causal, heads=self.heads))
+        return self.to_out[0](ops.scaled_dot_product_attention(q, k, v, mask, is_causal, heads=self.heads), residual)
 
     def weights(self, x: Tensor, context: Tensor) -> Tensor:
         """How much each of x (N, L, query_dim) looks at each of the context (N, S, …): (N, heads, L, S), adding up to 1 over S.

@@ -55,9 +55,12 @@ def _(g: Tensor, x: Tensor, shapes: Any) -> Tensor:
     return matmul(transpose(x, -1, -2), g)
 
 
-@fused(flops=lambda out, x, weight, bias=None: 2 * out.size * x.shape[-1])
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight + bias for x (…, in), weight (in, out), bias (out,). Raises ValueError when sizes disagree."""
+@fused(flops=lambda out, x, *rest: 2 * out.size * x.shape[-1])
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    """x @ weight + bias + residual for x (…, in), weight (in, out), bias (out,), residual (…, out).
+
+    Raises ValueError when sizes disagree.
+    """
     if weight.ndim != 2 or x.shape[-1:] != weight.shape[:1]:
         raise ValueError(
             f"linear: x has shape {x.shape}, so weight must be ({x.shape[-1] if x.ndim else '?'}, out), not {weight.shape}"
@@ -66,41 +69,46 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     y = matmul(flat, weight)
     if bias is not None:
         y = add(y, bias)
-    return y if x.ndim == 2 else reshape(y, (*x.shape[:-1], weight.shape[1]))
+    y = y if x.ndim == 2 else reshape(y, (*x.shape[:-1], weight.shape[1]))
+    return y if residual is None else add(y, residual)
 
 
-def _fits(x: Array, weight: Array, bias: Any) -> bool:
+def _fits(x: Array, weight: Array, bias: Any, residual: Any) -> bool:
     """Whether the sizes agree: else the composition says what is wrong, or broadcasts."""
-    return x.ndim > 0 and weight.ndim == 2 and x.shape[-1] == len(weight) and (bias is None or bias.shape == weight.shape[1:])
+    if x.ndim == 0 or weight.ndim != 2 or x.shape[-1] != len(weight) or (bias is not None and bias.shape != weight.shape[1:]):
+        return False
+    return residual is None or residual.shape == (*x.shape[:-1], weight.shape[1])
 
 
 @linear.kernel("numpy")  # the composition's products without the composition's ops, which take longer than they do
-def _(x: Array, weight: Array, bias: Any) -> Any:
-    if not _fits(x, weight, bias):
+def _(x: Array, weight: Array, bias: Any, residual: Any) -> Any:
+    if not _fits(x, weight, bias, residual):
         return NotImplemented
     y = (x if x.ndim == 2 else x.reshape(-1, len(weight))) @ weight
     if bias is not None:
         y += bias
-    return y if x.ndim == 2 else y.reshape(*x.shape[:-1], weight.shape[1])
+    y = y if x.ndim == 2 else y.reshape(*x.shape[:-1], weight.shape[1])
+    return y if residual is None else np.add(y, residual, out=y)
 
 
 @linear.kernel_backward("numpy")
-def _(g: Array, x: Array, weight: Array, bias: Any, needs: Any) -> Any:
-    if not _fits(x, weight, bias):
+def _(g: Array, x: Array, weight: Array, bias: Any, residual: Any, needs: Any) -> Any:
+    if not _fits(x, weight, bias, residual):
         return NotImplemented
     rows, g_rows = x.reshape(-1, len(weight)), g.reshape(-1, weight.shape[1])
     gx = (g_rows @ weight.T).reshape(x.shape) if needs[0] else None
-    return gx, rows.T @ g_rows if needs[1] else None, kernels.sums.sum_rows(g_rows[None])[0] if needs[2] else None
+    return gx, rows.T @ g_rows if needs[1] else None, kernels.sums.sum_rows(g_rows[None])[0] if needs[2] else None, g
 
 
 @linear.kernel("numpy", above=SMALL)
-def _(x: Array, weight: Array, bias: Any) -> Any:
-    return kernels.gemm.linear(x, weight, bias) if _fits(x, weight, bias) else NotImplemented
+def _(x: Array, weight: Array, bias: Any, residual: Any) -> Any:
+    return kernels.gemm.linear(x, weight, bias, residual) if _fits(x, weight, bias, residual) else NotImplemented
 
 
 @linear.kernel_backward("numpy")
 def _(g: Array, x: Array, weight: Array, bias: Any, needs: Any) -> Any:
-    return kernels.gemm.linear_backward(g, x, weight, bias, needs)
+    found = kernels.gemm.linear_backward(g, x, weight, bias, needs)
+    return found if found is NotImplemented else (*found, g)
 
 
 @op(name="einsum")

@@ -9,7 +9,6 @@ from tinydiff.backend import Array
 from tinydiff.names import choose
 from tinydiff.op import LARGE, fused
 from tinydiff.ops.activation import geglu, gelu, quick_gelu
-from tinydiff.ops.elementwise import add
 from tinydiff.ops.linalg import linear
 from tinydiff.tensor import Tensor
 
@@ -36,8 +35,7 @@ def mlp(
     activation: "gelu", "quick_gelu" or "geglu". Raises ValueError for another, and when sizes disagree.
     """
     activate = choose(ACTIVATIONS, activation, "mlp's activation")
-    y = linear(activate(linear(x, weight1, bias1)), weight2, bias2)
-    return y if residual is None else add(y, residual)
+    return linear(activate(linear(x, weight1, bias1)), weight2, bias2, residual)
 
 
 @mlp.kernel("numpy", above=LARGE)
