@@ -13,7 +13,7 @@ import numpy as np
 
 import tinydiff as td
 from benchmarks.harness import Bench, Case, Row, Side
-from tinydiff.optim import EMA, AdamW, clip_grad_norm
+from tinydiff.optim import EMA, AdamW, clip_scale, grad_norm
 from tinydiff.tasks.denoiser import DenoiserTask
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ def our_updates(parameters: list[td.nn.Parameter]) -> Callable[[td.Tensor], floa
 
     def update(loss: td.Tensor) -> float:
         loss.backward()
-        clip_grad_norm(parameters, MAX_NORM)
-        optimizer.step(LR, ema)
+        optimizer.step(LR, ema, clip_scale(grad_norm(parameters), MAX_NORM))
         optimizer.zero_grad()
         return loss.item()  # type: ignore[return-value]
 

@@ -88,7 +88,39 @@ def test_checkpoints_move_between_devices(tmp_path):
         np.testing.assert_allclose(b.numpy(), a.numpy(), rtol=1e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("make", [lambda p: optim.SGD(p, 0.1, 0.9, 0.01), lambda p: optim.AdamW(p, 0.1), lambda p: optim.Adam(p)])
+OPTIMISERS = [lambda p: optim.SGD(p, 0.1, 0.9, 0.01), lambda p: optim.AdamW(p, 0.1), lambda p: optim.Adam(p)]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cudasim"])
+@pytest.mark.parametrize("make", OPTIMISERS)
+def test_a_step_with_a_scale_is_one_of_clipped_gradients(make, device):
+    outcomes = []
+    for scaled in (False, True):
+        td.manual_seed(0)
+        model = nn.Linear(40, 30).to(device)
+        parameters = model.parameters()
+        optimizer, ema = make(parameters), optim.EMA(parameters, 0.5)
+        x = td.tensor(np.random.default_rng(0).standard_normal((4, 40)), dtype=np.float32, device=device)
+        for _ in range(2):
+            (model(x) ** 2).sum().backward()
+            if scaled:
+                norm = optim.grad_norm(parameters)
+                optimizer.step(0.1, ema, optim.clip_scale(norm, 0.5))
+            else:
+                norm = optim.clip_grad_norm(parameters, 0.5)
+                assert optim.grad_norm(parameters) == pytest.approx(0.5)
+                optimizer.step(0.1, ema)
+            optimizer.zero_grad()
+        outcomes.append([norm, *[p.numpy() for p in parameters], *optimizer.state_dict().values(), *ema.state_dict().values()])
+    for a, b in zip(*outcomes):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert outcomes[0][0] > 0.5
+    assert optim.clip_scale(0.3, 0.5) == 1
+    with pytest.raises(ValueError, match="max_norm must be positive"):
+        optim.clip_scale(1.0, 0.0)
+
+
+@pytest.mark.parametrize("make", OPTIMISERS)
 def test_optimisers_and_averages(make):
     outcomes = []
     for device in ("cpu", "cudasim"):

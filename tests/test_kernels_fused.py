@@ -404,18 +404,18 @@ def test_attention_needs_less_memory_than_the_scores() -> None:
 )
 def test_adamw(threads: int, eager: None, sizes: list[int], step: int, averages: list[bool], seed: int) -> None:
     rng = np.random.default_rng(seed)
-    lr, b1, b2, eps, decay, keep = 1e-2, 0.9, 0.99, 1e-6, 0.1, 0.95
+    lr, b1, b2, eps, decay, keep, scale = 1e-2, 0.9, 0.99, 1e-6, 0.1, 0.95, 0.7
     changes, expected = [], []
     for size, average in zip(sizes, averages):
         p, g, m, ema = (normal(rng, size) for _ in range(4))
         v = normal(rng, size) ** 2
         changes.append((p, g, m, v, ema if average else None))
         p64, g64, m64, v64, ema64 = (a.astype(np.float64) for a in (p, g, m, v, ema))
-        m64 = b1 * m64 + (1 - b1) * g64
-        v64 = b2 * v64 + (1 - b2) * g64**2
+        m64 = b1 * m64 + (1 - b1) * scale * g64
+        v64 = b2 * v64 + (1 - b2) * (scale * g64) ** 2
         p64 = p64 - lr * decay * p64 - lr * (m64 / (1 - b1**step)) / (np.sqrt(v64 / (1 - b2**step)) + eps)
         expected.append((p64, g64, m64, v64, keep * ema64 + (1 - keep) * p64))
-    assert optim.adamw(changes, lr, b1, b2, eps, decay, step, keep) == []
+    assert optim.adamw(changes, lr, b1, b2, eps, decay, step, keep, scale) == []
     for change, exact in zip(changes, expected):
         for found, wanted in zip(change, exact):
             if found is not None:

@@ -33,24 +33,26 @@ class Optimizer:
         self.steps = 0
         self.arrays = {name: [array_module(p.data).zeros_like(p.data) for p in self.parameters] for name in self.slots}
 
-    def step(self, lr: float | None = None, ema: EMA | None = None) -> None:
-        """Change each parameter that has a gradient, with this step's `lr` if given; `ema` follows in the same pass."""
+    def step(self, lr: float | None = None, ema: EMA | None = None, scale: float = 1.0) -> None:
+        """Change each parameter that has a gradient, with this step's `lr` if given; `ema` follows in the same pass.
+
+        Gradients count `scale` times (see `clip_scale`).
+        """
         self.steps += 1
         rate = self.lr if lr is None else lr
         decay = ema.next_decay() if ema else 1.0
         averages = ema.average if ema else [None] * len(self.parameters)
         changes = []
-        for i, (parameter, average) in enumerate(zip(self.parameters, averages, strict=True)):
+        for parameter, average, *state in zip(self.parameters, averages, *self.arrays.values(), strict=True):
             if parameter.grad is not None:
-                state = [self.arrays[name][i] for name in self.slots]
                 changes.append((parameter.data, parameter.grad.data, *state, average))
                 assert parameter.version is not None
                 parameter.version[0] += 1
             else:
                 _follow(average, parameter.data, decay)
-        self.update(changes, rate, decay)
+        self.update(changes, rate, decay, scale)
 
-    def update(self, changes: Sequence[Any], lr: float, decay: float) -> None:
+    def update(self, changes: Sequence[Any], lr: float, decay: float, scale: float) -> None:
         """Change parameters in place: `changes` has for each its array, its gradient's, its slots', and its average's or None."""
         raise TypeError(f"{type(self).__name__} defines no update()")
 
@@ -86,6 +88,10 @@ def _follow(average: Array | None, p: Array, decay: float) -> None:
         average += (1 - decay) * (p - average)
 
 
+def _scaled(changes: Sequence[Any], scale: float) -> Sequence[Any]:
+    return changes if scale == 1.0 else [(p, g * scale, *rest) for p, g, *rest in changes]
+
+
 class SGD(Optimizer):
     """p -= lr · v, with v = momentum · v + g (+ weight_decay · p)."""
 
@@ -95,9 +101,9 @@ class SGD(Optimizer):
         super().__init__(parameters, lr)
         self.momentum, self.weight_decay = momentum, weight_decay
 
-    def update(self, changes: Sequence[Any], lr: float, decay: float) -> None:
+    def update(self, changes: Sequence[Any], lr: float, decay: float, scale: float) -> None:
         """One step of these parameters."""
-        for p, g, v, average in changes:
+        for p, g, v, average in _scaled(changes, scale):
             v *= self.momentum
             v += g if not self.weight_decay else g + self.weight_decay * p
             p -= lr * v
@@ -123,17 +129,17 @@ class AdamW(Optimizer):
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self._table: Any = None  # the kernel's
 
-    def update(self, changes: Sequence[Any], lr: float, decay: float) -> None:
+    def update(self, changes: Sequence[Any], lr: float, decay: float, scale: float) -> None:
         """One step of these parameters."""
         beta1, beta2 = self.betas
         rates = (lr, beta1, beta2, self.eps, self.weight_decay, self.steps, decay)
         if changes and device_of(changes[0][0]) != "cpu":
-            changes = kernels.cuda_optim.adamw(changes, *rates)
+            changes, scale = kernels.cuda_optim.adamw(_scaled(changes, scale), *rates), 1.0
         elif sum(change[0].size for change in changes) >= 1024:
             if self._table is None or not self._table.lists(changes):
                 self._table = kernels.optim.Table(changes)
-            changes = kernels.optim.adamw(changes, *rates, self._table)
-        for p, g, m, v, average in changes:
+            changes = kernels.optim.adamw(changes, *rates, scale, self._table)
+        for p, g, m, v, average in _scaled(changes, scale):
             m += (1 - beta1) * (g - m)
             v += (1 - beta2) * (g * g - v)
             p *= 1 - lr * self.weight_decay
@@ -199,21 +205,33 @@ class EMA:
         self.updates = int(state["updates"][0])
 
 
+def grad_norm(parameters: Iterable[Parameter]) -> float:
+    """The joint Euclidean norm of all gradients."""
+    return math.sqrt(_sum_of_squares([p.grad.data for p in parameters if p.grad is not None]))
+
+
+def clip_scale(norm: float, max_norm: float) -> float:
+    """What brings gradients of that joint norm down to `max_norm`, if they are above: a factor, which `Optimizer.step` takes.
+
+    Raises ValueError unless `max_norm` is positive.
+    """
+    if not max_norm > 0:
+        raise ValueError(f"max_norm must be positive, not {max_norm}")
+    return max_norm / norm if norm > max_norm else 1.0
+
+
 def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
     """Scale all gradients together so that their joint Euclidean norm is at most `max_norm`; returns the norm before.
 
     Raises ValueError unless `max_norm` is positive.
     """
-    if not max_norm > 0:
-        raise ValueError(f"clip_grad_norm: max_norm must be positive, not {max_norm}")
-    with_grad = [p for p in parameters if p.grad is not None]
-    total = math.sqrt(_sum_of_squares([p.grad.data for p in with_grad if p.grad is not None]))
-    if total > max_norm:
-        scale = max_norm / total
-        for p in with_grad:
-            assert p.grad is not None
-            p.grad = Tensor(p.grad.data * p.grad.dtype.type(scale))
-    return total
+    parameters = list(parameters)
+    norm = grad_norm(parameters)
+    scale = clip_scale(norm, max_norm)
+    for p in parameters if scale != 1.0 else ():
+        if p.grad is not None:
+            p.grad = Tensor(p.grad.data * scale)
+    return norm
 
 
 def _sum_of_squares(arrays: Sequence[Array]) -> float:

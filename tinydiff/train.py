@@ -24,7 +24,7 @@ import numpy as np
 from tinydiff import io, random
 from tinydiff.backend import to_numpy
 from tinydiff.nn import Module
-from tinydiff.optim import EMA, AdamW, clip_grad_norm, warmup_cosine
+from tinydiff.optim import EMA, AdamW, clip_scale, grad_norm, warmup_cosine
 from tinydiff.run import Run
 from tinydiff.tasks import Task, make_task
 
@@ -70,13 +70,13 @@ class Trainer:
         """One step; returns its statistics. Raises FloatingPointError, with nothing changed, if loss or gradient isn't finite."""
         started = perf_counter()
         loss = self.gradients()
-        norm = clip_grad_norm(self.model.parameters(), self.config["clip"])
+        norm = grad_norm(self.optimizer.parameters)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self.model.zero_grad()
+            self.optimizer.zero_grad()
             self._explain(f"step {self.step}: the loss is {loss} and the gradient's norm {norm}")
         lr = self.config["lr"] * warmup_cosine(self.step, self.total, self.warmup)
-        self.optimizer.step(lr, self.ema)
-        self.model.zero_grad()
+        self.optimizer.step(lr, self.ema, clip_scale(norm, self.config["clip"]))
+        self.optimizer.zero_grad()
         self.step += 1
         seconds = perf_counter() - started
         self.seconds += seconds
