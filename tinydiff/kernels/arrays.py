@@ -67,7 +67,7 @@ class Kernel:
         """Launch it on `threads` threads with `args`: arrays (None for none), integers, and floats, which `number` reads."""
         if self.compiled is None:
             self.compiled = _launch.body(self.function)
-        _launch.launch(self.compiled, threads, *map(word, args))
+        _launch.launch(self.compiled, threads, *[a if type(a) is int else word(a) for a in args])
 
 
 @njit(forceinline=True)

@@ -119,6 +119,22 @@ def _offsets(kh: int, step: int, length: int) -> np.ndarray:
     return np.pad(found, (0, -len(found) % direct.TAPS)).astype(np.int32)
 
 
+@lru_cache(maxsize=1024)
+def _forward_plan(
+    n: int, c: int, kernel: tuple[int, ...], size: Pair, stride: Pair, contiguous: bool, available: int
+) -> tuple[int, int, int, bool, int, int]:
+    """Rows of a band, threads, floats of a slab, whether weights are packed, by how many threads, into how many floats."""
+    kh, kw, _, o = kernel
+    taps, columns = kh * kw * c, (size[1] - 1) * stride[1] + kw
+    work = n * size[0] * size[1] * taps * o
+    band = _band(n, size[0], stride[0] * columns * c, work)
+    threads = threads_for(n * -(-size[0] // band), work)
+    slab = ((band - 1) * stride[0] + kh) * columns * c + direct.SLACK
+    # Where little is done with the weights, panels are taken from where they lie, and no time is spent on packing.
+    packs = o % WIDTH > 0 or work > UNPACKED or not contiguous
+    return band, threads, slab, packs, threads_for(kh * kw * -(-o // WIDTH), taps * o), taps * _up(o, WIDTH) * packs
+
+
 def direct_forward(
     x: np.ndarray,
     w: np.ndarray,
@@ -137,23 +153,25 @@ def direct_forward(
     """
     n, height, width, c = x.shape
     kh, kw, _, o = w.shape
-    taps, work = kh * kw * c, n * size[0] * size[1] * kh * kw * c * o
-    band = _band(n, size[0], stride[0] * ((size[1] - 1) * stride[1] + kw) * c, work)
-    threads = threads_for(n * -(-size[0] // band), work)
-    slab = ((band - 1) * stride[0] + kh) * ((size[1] - 1) * stride[1] + kw) * c + direct.SLACK
-    # Where little is done with the weights, panels are taken from where they lie, and no time is spent on packing.
-    packs = o % WIDTH > 0 or work > UNPACKED or not w.flags.c_contiguous
-    panel, ldb = (taps * WIDTH, WIDTH) if packs else (WIDTH, o)
-    kept = lasting(w, taps * _up(o, WIDTH)) if packs else 0
-    _keep, (packed, slabs) = scratch(0 if kept else taps * _up(o, WIDTH) * packs, threads * slab)
+    work = n * size[0] * size[1] * kh * kw * c * o
+    band, threads, slab, packs, packers, panels = _forward_plan(
+        n, c, w.shape, size, stride, w.flags.c_contiguous, 1 if work < SMALL else numba.get_num_threads()
+    )
+    panel, ldb = (kh * kw * c * WIDTH, WIDTH) if packs else (WIDTH, o)
+    kept = lasting(w, panels) if packs else 0
+    _keep, (packed, slabs) = scratch(0 if kept else panels, threads * slab)
+    source, steps = 0, (0, 0, 0, 0)
     if packs:
-        packed, packers, steps = kept or packed, threads_for(kh * kw * -(-o // WIDTH), taps * o), [s // 4 for s in w.strides]
-        launch(direct.pack, packers, address(w), *steps, kh, kw, c, o, packed, packers, recorded=not kept)
+        packed, (s_kh, s_kw, s_c, s_o) = kept or packed, w.strides
+        source, steps = address(w), (s_kh // 4, s_kw // 4, s_c // 4, s_o // 4)
+        if kept or threads > 1:
+            launch(direct.pack, packers, source, *steps, kh, kw, c, o, packed, packers, recorded=not kept)
+            source = 0
     else:
         packed = address(w)
     launch(
         direct.forward, threads, address(x), address(bias), 0 if bias is None or bias.ndim == 1 else o, address(residual),
-        address(y), packed, panel, ldb, slabs,
+        address(y), source, *steps, packed, panel, ldb, slabs,
         n, height, width, c, kh, kw, *stride, *first, *size, o, *place, band, threads,
     )  # fmt: skip
 
@@ -166,34 +184,46 @@ def _shift_add(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y: np.nda
     plane = (band + kh - 1) * width + 2 * direct.CHUNK
     buffer = _up((direct.CHUNK + plane) * _up(columns, LANES) + WIDTH + o * _up(wo, LANES), 16)
     _keep, (packed, buffers) = scratch(c * _up(columns, WIDTH), threads * buffer)
-    taps = contiguous(w.transpose(2, 0, 1, 3))
-    launch(direct.pack, 1, address(taps), 0, 0, columns, 1, 1, 1, c, columns, packed, 1)
+    launch(direct.pack_taps, 1, address(w), *(step // 4 for step in w.strides), kh, kw, c, o, packed)
     launch(
         direct.shift_add, threads, address(x), address(bias), 0 if bias is None or bias.ndim == 1 else o, address(residual),
         address(y), packed, buffers, buffer, n, height, width, c, kh, kw, *first, ho, wo, o, band, threads,
     )  # fmt: skip
 
 
-def direct_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, stride: Pair, first: Pair) -> None:
-    """dw (KH, KW, C, O) from x (N, H, W, C) and g (N, Ho, Wo, O) by products over rows of pixels."""
-    (n, height, width, c), (_, ho, wo, o), (kh, kw) = x.shape, g.shape, dw.shape[:2]
+@lru_cache(maxsize=1024)
+def _weight_grad_plan(n: int, ho: int, wo: int, kernel: tuple[int, ...], stride: Pair, available: int) -> tuple[Any, ...]:
+    """Rows of a band, threads, the sums' segments, length and that to a multiple of the tile, offsets, sizes of the scratch."""
+    kh, kw, c, o = kernel
     columns, work = (wo - 1) * stride[1] + kw, n * ho * wo * kh * kw * c * o
     segments, length, unit, offsets = kh, kw * c, REST, None
     if kh > 1 and kw * c < 16:  # A kernel row would leave tiles half empty: its whole window is one axis.
         segments, length, unit = 1, kh * kw * c, direct.TAPS
         offsets = _offsets(kh, columns * c, kw * c)
     band = min(_band(n, ho, stride[0] * columns * c, work), max(1, PIXELS // wo))
-    threads = threads_for(n * -(-ho // band), work)
-    _keep, (sums, slabs, g_packs) = scratch(
-        threads * segments * _up(length, unit) * _up(o, WIDTH),
+    threads, padded = threads_for(n * -(-ho // band), work), _up(length, unit)
+    sizes = (
+        threads * segments * padded * _up(o, WIDTH),
         threads * (((band - 1) * stride[0] + kh) * columns * c + direct.SLACK),
         threads * band * wo * _up(o, WIDTH) if o % WIDTH else 0,
     )
+    return band, threads, (segments, length, padded), offsets, sizes
+
+
+def direct_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, stride: Pair, first: Pair) -> None:
+    """dw (KH, KW, C, O) from x (N, H, W, C) and g (N, Ho, Wo, O) by products over rows of pixels."""
+    (n, height, width, c), (_, ho, wo, o), (kh, kw) = x.shape, g.shape, dw.shape[:2]
+    work = n * ho * wo * kh * kw * c * o
+    band, threads, (segments, length, padded), offsets, sizes = _weight_grad_plan(
+        n, ho, wo, dw.shape, stride, 1 if work < SMALL else numba.get_num_threads()
+    )
+    _keep, (sums, slabs, g_packs) = scratch(*sizes)
     launch(
-        direct.weight_grad, threads, address(x), address(g), sums, slabs, address(offsets), g_packs,
+        direct.weight_grad, threads, address(x), address(g), address(dw), sums, slabs, address(offsets), g_packs,
         n, height, width, c, kh, kw, *stride, *first, ho, wo, o, band, threads,
     )  # fmt: skip
-    direct.reduce_sums(sums, threads, segments, length, _up(length, unit), o, address(dw))
+    if threads > 1:
+        direct.reduce_sums(sums, threads, segments, length, padded, o, address(dw))
 
 
 def _winograd_plan(n: int, size: Pair, c: int, o: int, tile: int, *, sums: bool = False) -> tuple[int, int, int, list[int]]:
@@ -311,7 +341,7 @@ def conv2d_input_grad(
                 continue
             # Pixel y0 + i·s takes tap t from row i + (y0 + top - t) / s: the last tap from the first row.
             first = (taps_y[-1] - y0 - top) // stride[0], (taps_x[-1] - x0 - left) // stride[1]
-            flipped = w[taps_y[0] :: stride[0], taps_x[0] :: stride[1]][::-1, ::-1].transpose(0, 1, 3, 2)
+            flipped = w[taps_y[-1] :: -stride[0], taps_x[-1] :: -stride[1]].transpose(0, 1, 3, 2)
             size = -(-(height - y0) // stride[0]), -(-(width - x0) // stride[1])
             place = (y0 * width + x0) * c, height * width * c, stride[0] * width * c, stride[1] * c
             direct_forward(g, flipped, None, residual, dx, size, (1, 1), first, place)

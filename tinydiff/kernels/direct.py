@@ -51,15 +51,33 @@ def pack_tap(w, s_c, s_o, c, columns, panel):  # type: ignore[no-untyped-def]
             zero(panel + 4 * (i * WIDTH + columns), WIDTH - columns)
 
 
-@body
-def pack(args, thread):  # type: ignore[no-untyped-def]
-    """Weights with any strides into panels (ceil(O / WIDTH), KH, KW, C, WIDTH), zero-padded."""
-    w, s_kh, s_kw, s_c, s_o, kh, kw, c, o, packed, threads = unpack(args, 11)
+@njit
+def pack_share(w, s_kh, s_kw, s_c, s_o, kh, kw, c, o, packed, thread, threads):  # type: ignore[no-untyped-def]
+    """The thread's share of the weights, of any strides, into panels (ceil(O / WIDTH), KH, KW, C, WIDTH), zero-padded."""
     items = (o + WIDTH - 1) // WIDTH * kh * kw
     for item in range(thread * items // threads, (thread + 1) * items // threads):
         j, y, x = item // (kh * kw), item // kw % kh, item % kw
         source = w + 4 * (y * s_kh + x * s_kw + j * WIDTH * s_o)
         pack_tap(source, s_c, s_o, c, min(WIDTH, o - j * WIDTH), packed + 4 * item * c * WIDTH)
+
+
+@body
+def pack(args, thread):  # type: ignore[no-untyped-def]
+    """`pack_share` as a launch of its own."""
+    w, s_kh, s_kw, s_c, s_o, kh, kw, c, o, packed, threads = unpack(args, 11)
+    pack_share(w, s_kh, s_kw, s_c, s_o, kh, kw, c, o, packed, thread, threads)
+
+
+@body
+def pack_taps(args, thread):  # type: ignore[no-untyped-def]
+    """Weights with any strides into panels (ceil(KH·KW·O / WIDTH), C, WIDTH), zero-padded: all taps side by side."""
+    w, s_kh, s_kw, s_c, s_o, kh, kw, c, o, packed = unpack(args, 10)
+    columns = kh * kw * o
+    for k in range((columns + WIDTH - 1) // WIDTH * WIDTH):
+        tap, at = k // o, k // WIDTH * c * WIDTH + k % WIDTH
+        source = tap // kw * s_kh + tap % kw * s_kw + k % o * s_o
+        for i in range(c):
+            write(packed, at + i * WIDTH, read(w, source + i * s_c) if k < columns else np.float32(0))
 
 
 @njit
@@ -113,13 +131,18 @@ def tile_columns(a, lda, step, b, ldb, segments, length, at, initial, left):  # 
 
 @body
 def forward(args, thread):  # type: ignore[no-untyped-def]
-    """y = conv(x, w) + bias + residual by bands of `band` rows, from panels of weights `panel` floats apart, rows `ldb` apart."""
+    """y = conv(x, w) + bias + residual by bands of `band` rows, from panels of weights `panel` floats apart, rows `ldb` apart.
+
+    If `w` is not 0, the only thread first packs the panels from there: to launch that on its own takes longer for small ones.
+    """
     (
-        x, bias, bias_step, residual, y, packed, panel, ldb, slabs,
+        x, bias, bias_step, residual, y, w, s_kh, s_kw, s_c, s_o, packed, panel, ldb, slabs,
         n, height, width, c, kh, kw, sh, sw, top, left, ho, wo, o,
         y_base, y_image, y_row, y_pixel,  # where in y (and residual) a pixel lies
         band, threads,
-    ) = unpack(args, 28)  # fmt: skip
+    ) = unpack(args, 33)  # fmt: skip
+    if w != 0:
+        pack_share(w, s_kh, s_kw, s_c, s_o, kh, kw, c, o, packed, 0, 1)
     taps = kh * kw * c
     panels = (o + WIDTH - 1) // WIDTH
     bands = (ho + band - 1) // band
@@ -220,17 +243,34 @@ def shift_add(args, thread):  # type: ignore[no-untyped-def]
                     write(y, to, value + read(residual, to) if residual != 0 else value)
 
 
+@njit(["void(int64, int64, int64, int64, int64, int64, int64)"])
+def reduce_sums(sums, threads, segments, length, padded, o, dw):  # type: ignore[no-untyped-def]
+    """dw (segments, length, O) = the threads' sums (threads, segments, panels, padded, WIDTH), added in order."""
+    panels = (o + WIDTH - 1) // WIDTH
+    size = segments * panels * padded * WIDTH
+    for i in range(segments):
+        for m in range(length):
+            for j in range(panels):
+                at = ((i * panels + j) * padded + m) * WIDTH
+                for k in range(min(WIDTH, o - j * WIDTH)):
+                    total = read(sums, at + k)
+                    for thread in range(1, threads):
+                        total += read(sums, thread * size + at + k)
+                    write(dw, (i * length + m) * o + j * WIDTH + k, total)
+
+
 @body
 def weight_grad(args, thread):  # type: ignore[no-untyped-def]
     """This thread's Σ over images and pixels of the window under it × g, in sums (threads, KH, panels, KW·C, WIDTH).
 
     With `offsets` (not 0), of all the window's numbers in the slab, KH and KW·C are one axis, a multiple of TAPS.
+    A thread that is the only one makes dw of them too.
     """
     (
-        x, g, sums, slabs, offsets, g_packs,
+        x, g, dw, sums, slabs, offsets, g_packs,
         n, height, width, c, kh, kw, sh, sw, top, left, ho, wo, o,
         band, threads,
-    ) = unpack(args, 21)  # fmt: skip
+    ) = unpack(args, 22)  # fmt: skip
     panels = (o + WIDTH - 1) // WIDTH
     segments_m, length_m, unit = (kh, kw * c, REST) if offsets == 0 else (1, kh * kw * c, TAPS)
     padded_m = (length_m + unit - 1) // unit * unit
@@ -273,19 +313,5 @@ def weight_grad(args, thread):  # type: ignore[no-untyped-def]
                         where = offsets + 4 * m
                         _tile_taps(a, lda, a_step, where, b_now, ldb, segments, length, 0, at, WIDTH, at, WIDTH, WIDTH)
                         m += TAPS
-
-
-@njit(["void(int64, int64, int64, int64, int64, int64, int64)"])
-def reduce_sums(sums, threads, segments, length, padded, o, dw):  # type: ignore[no-untyped-def]
-    """dw (segments, length, O) = the threads' sums (threads, segments, panels, padded, WIDTH), added in order."""
-    panels = (o + WIDTH - 1) // WIDTH
-    size = segments * panels * padded * WIDTH
-    for i in range(segments):
-        for m in range(length):
-            for j in range(panels):
-                at = ((i * panels + j) * padded + m) * WIDTH
-                for k in range(min(WIDTH, o - j * WIDTH)):
-                    total = read(sums, at + k)
-                    for thread in range(1, threads):
-                        total += read(sums, thread * size + at + k)
-                    write(dw, (i * length + m) * o + j * WIDTH + k, total)
+    if threads == 1:
+        reduce_sums(sums, 1, segments_m, length_m, padded_m, o, dw)

@@ -141,7 +141,7 @@ def empty(*shape: int) -> np.ndarray:
         return np.empty(shape, np.float32)
     memory = _floats(count + LINE)
     first = -address(memory) // _FLOAT % LINE
-    return memory[first : first + count].reshape(shape)
+    return np.ndarray(shape, np.float32, memory, 4 * first)
 
 
 def lasting(constant: np.ndarray, count: int) -> int:

@@ -293,13 +293,10 @@ def _plan(total: int, samples: int, pixels: int, channels: int) -> tuple[int, in
 
 
 def _fits(x: np.ndarray, weight: Any, bias: Any, num_groups: int) -> bool:
-    parameters = [p for p in (weight, bias) if p is not None]
-    return (
-        plain(x, *parameters)
-        and x.ndim >= 2
-        and x.shape[-1] % num_groups == 0
-        and all(p.shape == x.shape[-1:] for p in parameters)
-    )
+    for p in (weight, bias):
+        if p is not None and (p.shape != x.shape[-1:] or not plain(p)):
+            return False
+    return plain(x) and x.ndim >= 2 and x.shape[-1] % num_groups == 0
 
 
 def group_norm(x: np.ndarray, weight: Any, bias: Any, *, num_groups: int, eps: float, activation: str | None = None) -> Any:
@@ -350,7 +347,7 @@ def group_norm_backward(
     sizes = (n, size, channels, num_groups, period, _ACTIVATIONS[activation])
     for stage in stages:
         _group_norm_backward(threads, g, x, weight, bias, mean, rstd, more, gx, parts, work, *sizes, stage, threads)
-    gbias, gweight = parts.sum(0)
+    gbias, gweight = parts.sum(0) if len(parts) > 1 else parts[0]
     return gx, None if weight is None else gweight, None if bias is None else gbias
 
 
