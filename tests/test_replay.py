@@ -17,7 +17,7 @@ from tinydiff.kernels import conv, record
 from tinydiff.models import UNet2DConditionModel, UNet2DModel
 from tinydiff.nn import Linear, Module, Parameter
 from tinydiff.optim import EMA, SGD
-from tinydiff.replay import LEAST, MOST, Replay, _Recorded
+from tinydiff.replay import LEAST, MOST, Replay
 
 CONFIG: dict[str, Any] = {
     "in_channels": 1,
@@ -61,23 +61,14 @@ def run(model: Any, given: tuple[Any, ...]) -> np.ndarray:
         return model(*given).numpy()
 
 
-def recordings(model: Any, taped: bool = False) -> list[Any]:
-    return [call.recording for call in model.replay.calls.values() if (call.tape is not None) == taped]
+def recordings(model: Any) -> list[Any]:
+    return [call.recording for call in model.replay.calls.values()]
 
 
-def replayed(model: Any, taped: bool = False) -> bool:
-    """Whether the model has one recording of calls with (or without) gradients, which holds."""
-    (recording,) = recordings(model, taped)
+def replayed(model: Any) -> bool:
+    """Whether the model has one recording, which holds."""
+    (recording,) = recordings(model)
     return recording.refused is None and len(recording.launches) > 0
-
-
-@pytest.fixture
-def replays(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Grows by one with each call that is done again by its launches."""
-    done: list[Any] = []
-    again = _Recorded.again
-    monkeypatch.setattr(_Recorded, "again", lambda self, inputs: done.append(self) or again(self, inputs))
-    return done
 
 
 @pytest.mark.parametrize("config", [CONFIG, TOLD], ids=["class", "text"])
@@ -112,143 +103,15 @@ def test_weights_are_transformed_once_where_there_is_room(monkeypatch: pytest.Mo
     run(anew, arguments(0))
     np.testing.assert_array_equal(found, run(anew, given))
     assert recordings(kept)[0].prepared > 0 == recordings(anew)[0].prepared
+    convolutions = sum(isinstance(m, td.nn.Conv2d) and m.weight.shape[0] == 3 for _, m in kept.named_modules())
     launches = [len(recordings(model)[0].launches) // 3 for model in (kept, anew)]
-    assert launches[0] < launches[1]  # by the transforms of Winograd; direct convolutions pack on the way
+    assert launches[1] - launches[0] >= convolutions // 2
 
 
-# With gradients.
-
-
-def plain(model: Any) -> Any:
-    """The same network, called op by op."""
-    other = copy.deepcopy(model)
-    other.replay = lambda body, module, *inputs: body(*inputs)
-    return other
-
-
-def close(found: Any, expected: Any) -> None:
-    for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=0, atol=3e-5 * max(1e-3, np.abs(b.numpy()).max()))
-
-
-@pytest.mark.parametrize("config", [CONFIG, TOLD], ids=["class", "text"])
-def test_a_training_whose_calls_are_replayed_takes_the_same_steps(config: Any, replays: list[Any]) -> None:
-    ours = build(config)
-    theirs = plain(ours)
-    optimizers = [SGD(model.parameters(), 0.05, 0.9) for model in (ours, theirs)]
-    for step in range(4):
-        x, t, told = arguments(step, config=config)
-        results = []
-        for model, optimizer in zip((ours, theirs), optimizers):
-            model.zero_grad()
-            y = model(x, t, told)
-            results.append(y.numpy().copy())
-            (y - x).pow(2.0).mean().backward()
-            del y
-            optimizer.step()
-        np.testing.assert_allclose(*results, rtol=0, atol=2e-5 * np.abs(results[1]).max())
-        close([p.grad for p in ours.parameters()], [p.grad for p in theirs.parameters()])
-    assert len(replays) == 3 and replayed(ours, taped=True)
-
-
-def test_inputs_and_what_made_them_get_gradients_of_every_order(replays: list[Any]) -> None:
-    model = build(TOLD)
-    other = plain(model)
-    for seed in range(3):
-        x, t, told = arguments(seed, config=TOLD)
-        leaf, text = td.tensor(x.numpy(), True), td.tensor(told, True)
-        found = []
-        for each in (model, other):
-            y = each(leaf * 2.0, t, text.silu())
-            first = td.grad(y, [leaf, text, each.conv_in.weight], y.detach(), create_graph=True)
-            second = td.grad(sum((g * g).sum() for g in first), [leaf, text, each.conv_in.weight])
-            found.append([*first, *second])
-            del y, first, second
-        close(*found)
-        del found, each
-    assert len(replays) == 2
-
-
-def test_a_graph_that_is_still_wanted_is_not_overwritten(replays: list[Any]) -> None:
+def test_nothing_is_recorded_where_gradients_are_wanted() -> None:
     model = build()
-    other = plain(model)
-    model(*arguments(9)).sum().backward()
-    calls = [[each(*arguments(seed)) for seed in range(3)] for each in (model, other)]
-    assert len(replays) == 1
-    close(*calls)
-    weights = [each.conv_out.weight for each in (model, other)]
-    for a, b in zip(*calls):
-        close([td.grad(a, weights[0], a.detach(), retain_graph=True)], [td.grad(b, weights[1], b.detach(), retain_graph=True)])
-    kept = calls[0][0].numpy()
-    before = kept.copy()
-    del calls, a, b
-    model(*arguments(5))
-    np.testing.assert_array_equal(kept, before)
-    assert len(replays) == 1
-    del kept
-    model(*arguments(5))
-    assert len(replays) == 2
-
-
-def test_a_second_order_graph_keeps_what_it_reads(replays: list[Any]) -> None:
-    model = build()
-    other, found = plain(model), []
-    for each in (model, other):
-        weight = each.conv_in.weight
-        each(*arguments(0))
-        (g,) = td.grad(each(*arguments(1)), [weight], np.ones((2, 16, 16, 1), np.float32), create_graph=True)
-        each(*arguments(2))
-        found.append(td.grad((g * g).sum(), [weight])[0])
-        del g
-    close(found[:1], found[1:])
-    assert len(replays) == 1
-
-
-def test_the_tape_of_a_replayed_call_is_as_strict_as_any() -> None:
-    model = build()
-    seen: list[Any] = []
-    for _ in range(2):
-        y = model(*arguments(0))
-        y.register_hook(lambda g: seen.append(g))  # type: ignore[arg-type]
-        y.sum().backward()
-        assert len(seen) == 1
-        with pytest.raises(RuntimeError, match="released by an earlier backward"):
-            y.sum().backward()
-        del y
-        seen.clear()
-        y = model(*arguments(0))
-        with td.no_grad():
-            model.conv_out.weight.assign_(model.conv_out.weight.numpy() + 1)
-        with pytest.raises(RuntimeError, match="changed by assign_"):
-            y.sum().backward()
-        assert not seen
-        del y
-
-
-def test_frozen_parameters_and_checkpoints_are_heeded() -> None:
-    model = build()
-    for _ in range(2):
-        model(*arguments(0)).sum().backward()
-    model.zero_grad()
-    model.conv_in.weight.requires_grad_(False)
-    for _ in range(2):
-        model(*arguments(0)).sum().backward()
-    assert model.conv_in.weight.grad is None and model.conv_out.weight.grad is not None
-    model = build()
-    model.gradient_checkpointing = True
-    model(*arguments(0)).sum().backward()
+    model(*arguments(0))
     assert not model.replay.calls
-    run(model, arguments(0))
-    assert replayed(model)
-
-
-def test_what_cannot_be_recorded_has_its_gradients_and_is_not_kept() -> None:
-    replay, x, calls = Replay(), td.tensor(np.linspace(-1, 1, 300, dtype=np.float32), True), []
-    for _ in range(2):
-        y = replay(lambda x: td.ops.sin(td.ops.silu(x)), Module(), x * 1.0)
-        close([td.grad(y.sum(), x)], [td.grad(td.ops.sin(td.ops.silu(x)).sum(), x)])
-        calls.append(*replay.calls.values())
-    assert calls[0] is calls[1] and calls[0].recording.refused and calls[0].tape is None
 
 
 def change_by_assignment(model: Any) -> None:

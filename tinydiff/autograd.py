@@ -87,21 +87,6 @@ class Node:
         self.serial = next(_serials)
         self.hooks: list[Callable[[Tensor], Tensor | None]] | None = None
 
-    def renew(self, edges: Sequence[Any], inputs: Any, output: Any, cache: Any) -> None:
-        """Make it the youngest node, as if just recorded, with these for what backward consumes."""
-        self.edges, self.inputs, self.output, self.cache = edges, inputs, output, cache
-        self.hooks, self.serial = None, next(_serials)
-        if self.version is not None:
-            self.version = self.saved_version()
-
-    def saved_version(self) -> int:
-        """What the version counters of the saved inputs add up to."""
-        total = 0
-        for x in self.inputs:
-            if isinstance(x, Tensor) and x.version is not None:
-                total += x.version[0]
-        return total
-
     def line(self) -> str:
         """Where in the program the op was called, as "file:line"."""
         lines = [number for start, end, number in self.code.co_lines() if start <= self.offset < end and number]
@@ -114,11 +99,16 @@ class Node:
                 f"the graph of {self.op.name} (called at {self.line()}) was released by an earlier backward; "
                 "pass retain_graph=True to that one"
             )
-        if self.version is not None and self.saved_version() != self.version:
-            raise RuntimeError(
-                f"a value that {self.op.name} (called at {self.line()}) saved for backward was changed by assign_ since; "
-                "run the forward pass again, or backward before the change"
-            )
+        if self.version is not None:
+            total = 0
+            for x in self.inputs:
+                if isinstance(x, Tensor) and x.version is not None:
+                    total += x.version[0]
+            if total != self.version:
+                raise RuntimeError(
+                    f"a value that {self.op.name} (called at {self.line()}) saved for backward was changed by assign_ since; "
+                    "run the forward pass again, or backward before the change"
+                )
         if type(self.inputs) is _Dropped:
             self.inputs, self.output, self.shapes, self.cache = self.inputs.region.restore(self.inputs.position)
 

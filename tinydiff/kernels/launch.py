@@ -51,14 +51,8 @@ def _launch(function, args, threads):  # type: ignore[no-untyped-def]
         _call(function, args, thread)
 
 
-loaded = 0
-"""How many bodies were compiled, or taken from the disk cache."""
-
-
 def body(function: Callable[..., None]) -> Any:
     """Compiles `function(args, thread)`, or takes it from the disk cache, for `launch`."""
-    global loaded
-    loaded += 1
     signature = types.void(types.int64, types.int64)
     return numba.cfunc(signature, cache=True, fastmath=FASTMATH, error_model="numpy")(function)
 

@@ -121,8 +121,6 @@ class UNet(Model):
         times = np.broadcast_to(np.asarray(t, np.float64), (x.shape[0],))
         waves = timestep_embedding(times, self.first, self.flip_sin_to_cos, self.freq_shift).to(x.device)
         kind = self.class_embedding(class_labels) if self.class_embedding is not None else None
-        if self.gradient_checkpointing and autograd.is_grad_enabled():
-            return self._predict(x, waves, kind, *context)
         return self.replay(self._predict, self, x, waves, kind, *context)
 
     def _predict(self, x: Tensor, waves: Tensor, kind: Tensor | None, *context: Tensor) -> Tensor:
