@@ -9,7 +9,7 @@ import numpy as np
 
 import tinydiff as td
 from benchmarks.harness import Bench, Case, Side
-from benchmarks.memory import resident
+from benchmarks.memory import resident, return_freed
 from benchmarks.train import make_batch, preset, step_case
 
 LENGTH = 10_000  # ops in the chain
@@ -65,6 +65,7 @@ def cases(bench: Bench, length: int) -> list[Case]:
 def bytes_per_node(start: Any, sin: Callable[[Any], Any]) -> float:
     """Memory of one link of the chain, its value included, while the graph is alive."""
     chain(start, sin, 1.1, 0.3, 300)
+    return_freed()
     before = resident()
     kept = chain(start, sin, 1.1, 0.3, NODES)
     grown = resident() - before
