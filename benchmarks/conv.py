@@ -27,7 +27,7 @@ from benchmarks.harness import Bench, Case, Row, Side, difference
 
 Forward = Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]
 USERS: dict[str, Forward] = {}
-FORCED = ("direct", "shift_add", "winograd_f2", "winograd_f4")  # what `force=` of our kernel takes
+FORCED = ("direct", "shift_add", "winograd_f2", "winograd_f4", "winograd_s2")  # what `force=` of our kernel takes
 DIRECTIONS = ("forward", "input gradient", "weight gradient")
 
 
@@ -242,7 +242,7 @@ def kernel_algorithms() -> dict[str, Forward]:
 
     def forced(name: str) -> Forward:
         def forward(x: np.ndarray, w: np.ndarray, stride: int, padding: int) -> np.ndarray:
-            if name.startswith("winograd") and (w.shape[:2], stride) != ((3, 3), 1):
+            if name.startswith("winograd") and (w.shape[:2], stride) != ((3, 3), 2 if name == "winograd_s2" else 1):
                 raise NotImplementedError
             y = kernels.conv.conv2d(x, w, stride=(stride, stride), padding=padding_pairs(padding), force=name)
             if y is NotImplemented:

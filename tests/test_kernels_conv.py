@@ -87,28 +87,40 @@ def close(found, expected, terms, factor=1.0):
     np.testing.assert_allclose(found, expected, rtol=0, atol=factor * 40 * FLOAT32 * np.sqrt(terms) + 1e-6)
 
 
-@pytest.mark.parametrize("tile", [2, 4])
-def test_narrower_tiles_share_the_transformed_weights(tile):
-    """Exactly, in fractions: m outputs from m + 2 of a whole tile's points, and the sums of products with m taps' transforms."""
+def times(matrix, values):
+    return [sum(a * b for a, b in zip(row, values)) for row in matrix]
+
+
+@pytest.mark.parametrize("kind", range(len(winograd.TILE)))
+def test_narrower_tiles_share_the_transformed_weights(kind):
+    """Exactly, in fractions: outputs and weight gradient from the first of a whole tile's points, made with its weights."""
     rng = np.random.default_rng(0)
+    up, tile, sum_of, weight_of = kind > winograd.DOWN, winograd.TILE[kind], winograd.sum_of.py_func, winograd.weight_of.py_func
     taps = rng.integers(-9, 9, 3).tolist()
-    _, whole, _ = winograd.cook_toom(tile, 3, tile)
-    transformed = [sum(a * b for a, b in zip(row, taps)) for row in whole]
-    for m in range(1, tile + 1):
-        a, _, b = winograd.cook_toom(m, 3, tile)
-        data = rng.integers(-9, 9, m + 2).tolist()
-        products = [u * sum(p * q for p, q in zip(row, data)) for u, row in zip(transformed, b)]
-        expected = [sum(taps[k] * data[i + k] for k in range(3)) for i in range(m)]
-        assert [sum(p * q for p, q in zip(row, products)) for row in a] == expected
-        _, g, _ = winograd.cook_toom(3, m, tile)
-        gradient = rng.integers(-9, 9, m).tolist()
-        sums = [sum(p * q for p, q in zip(row, gradient)) * sum(p * q for p, q in zip(line, data)) for row, line in zip(g, b)]
-        final = winograd.cook_toom(3, tile, tile)[0]
-        expected = [sum(gradient[i] * data[k + i] for i in range(m)) for k in range(3)]
-        assert [sum(p * q for p, q in zip(row, sums)) for row in final] == expected
+    whole = winograd.matrices(kind, tile)[1]
+    transformed = times(whole, taps)
+    assert len(transformed) == winograd.weights(kind)
+    for m in range(1 + up, tile + 1, 1 + up):
+        a, _, b = winograd.matrices(kind, m)
+        data, gradient = rng.integers(-9, 9, len(b[0])).tolist(), rng.integers(-9, 9, m).tolist()
+        assert (len(b), len(a[0])) == (winograd.points(kind, m), winograd.sums(kind, m))
+        sums, weight_sums = [0] * len(a[0]), [0] * len(transformed)
+        spread = times(zip(*a), gradient)
+        for p, value in enumerate(times(b, data)):
+            sums[sum_of(kind, p)] += transformed[weight_of(kind, p)] * value
+            weight_sums[weight_of(kind, p)] += spread[sum_of(kind, p)] * value
+        if up:  # data are the numbers under a window that is spread out by zeros
+            stuffed = [0, 0, *(v for d in data for v in (d, 0)), 0]
+            first = 2 if kind == winograd.UP_ODD else 3
+            reached = [[stuffed[first + i - 1 + k] for k in range(3)] for i in range(m)]
+        else:
+            reached = [[data[i * (1 + (kind == winograd.DOWN)) + k] for k in range(3)] for i in range(m)]
+        assert times(a, sums) == times(reached, taps)
+        assert times(zip(*whole), weight_sums) == times(zip(*reached), gradient)
 
 
 WINOGRAD = 10  # times the error of a plain sum
+STRIDES = {"winograd_s2": (2, 2)}  # of the algorithms for another stride than 1
 
 
 @settings(max_examples=150, deadline=None)
@@ -229,11 +241,12 @@ def test_products_that_blas_does_better_are_left_to_it():
     assert gemm.matmul(np.ones((512, 64), np.float32), b).shape == (512, 64)
 
 
-@pytest.mark.parametrize("force, factor", [("winograd_f4", WINOGRAD), ("winograd_f2", 1)])
+@pytest.mark.parametrize("force, factor", [("winograd_f4", WINOGRAD), ("winograd_f2", 1), ("winograd_s2", WINOGRAD)])
 @settings(max_examples=60, deadline=None)
-@given(cases(kernel=(3, 3), stride=(1, 1)))
-def test_winograd(force, factor, case):
-    """Each direction against its own oracle: 4×4 tiles at ten times the error of a plain sum, 2×2 tiles at its own."""
+@given(data=st.data())
+def test_winograd(force, factor, data):
+    """Each direction against its own oracle: 2×2 tiles at the error of a plain sum, 4×4 ones and stride 2 at ten times that."""
+    case = data.draw(cases(kernel=(3, 3), stride=STRIDES.get(force, (1, 1))))
     stride, padding = case[-3:-1]
     x, w, g = arrays(case)
     x64, w64, g64 = (a.astype(float) for a in (x, w, g))
@@ -253,7 +266,7 @@ def test_threads_share_out_channels_of_few_tiles(monkeypatch, force, factor, thr
     monkeypatch.setattr(conv, "threads_for", lambda items, work: threads)
     case = 5, 7, 6, 9 * winograd.LANES + 6, 3, 3, 40, (1, 1), ((1, 1), (1, 1)), 0
     x, _, g = arrays(case)
-    assert conv._winograd_plan(5, (7, 6), x.shape[3], 40, conv.TILES[force], sums=True)[:2] == (threads, parts)
+    assert conv._winograd_plan(5, (7, 6), x.shape[3], 40, conv.KINDS[force], sums=True)[:2] == (threads, parts)
     options = {"kernel_size": (3, 3), "stride": (1, 1), "padding": case[-2], "force": force}
     dw, sums = conv.conv2d_weight_grad(x, g, sums=True, **options)
     close(dw, naive_weight_grad(x.astype(float), g.astype(float), (3, 3), *case[-3:-1]), g[..., 0].size, factor)
@@ -271,20 +284,21 @@ def test_threads_share_out_channels_of_few_tiles(monkeypatch, force, factor, thr
 )
 def test_documented_rounding_error(force, n, size, channels, filters, seed):
     """The root mean square error against float64 keeps the documented bound in all three directions."""
-    ones = (1, 1), (1, 1)
-    x, w, g = arrays((n, *size, channels, 3, 3, filters, (1, 1), ones, seed))
+    ones, stride = ((1, 1), (1, 1)), STRIDES.get(force, (1, 1))
+    size = size[0] * stride[0], size[1] * stride[1]
+    x, w, g = arrays((n, *size, channels, 3, 3, filters, stride, ones, seed))
     x64, w64, g64 = (a.astype(float) for a in (x, w, g))
-    options = {"stride": (1, 1), "padding": ones, "force": force}
+    options = {"stride": stride, "padding": ones, "force": force}
     for found, expected, terms in [
-        (conv.conv2d(x, w, **options), naive_conv2d(x64, w64, (1, 1), ones), 9 * channels),
+        (conv.conv2d(x, w, **options), naive_conv2d(x64, w64, stride, ones), 9 * channels),
         (
             conv.conv2d_input_grad(g, w, input_size=size, **options),
-            naive_input_grad(g64, w64, size, (1, 1), ones),
+            naive_input_grad(g64, w64, size, stride, ones),
             9 * filters,
         ),
         (
             conv.conv2d_weight_grad(x, g, kernel_size=(3, 3), **options),
-            naive_weight_grad(x64, g64, (3, 3), (1, 1), ones),
+            naive_weight_grad(x64, g64, (3, 3), stride, ones),
             g[..., 0].size,
         ),
     ]:
@@ -309,11 +323,12 @@ def test_every_algorithm_takes_every_shape(case, force):
     close(dw, naive_weight_grad(x64, g64, w.shape[:2], stride, padding), g[..., 0].size)
 
 
-@pytest.mark.parametrize("force", ["direct", "shift_add", "winograd_f4", "winograd_f2"])
+@pytest.mark.parametrize("force", sorted(conv.ROUNDING))
 @settings(max_examples=40, deadline=None)
-@given(cases(kernel=(3, 3), stride=(1, 1)))
-def test_the_three_directions_are_adjoint(force, case):
+@given(data=st.data())
+def test_the_three_directions_are_adjoint(force, data):
     """⟨g, conv(x, w)⟩ = ⟨x, input_grad(g, w)⟩ = ⟨w, weight_grad(x, g)⟩."""
+    case = data.draw(cases(kernel=(3, 3), stride=STRIDES.get(force, (1, 1))))
     stride, padding = case[-3:-1]
     x, w, g = arrays(case)
     options = {"stride": stride, "padding": padding, "force": force}
@@ -336,13 +351,20 @@ def test_the_three_directions_are_adjoint(force, case):
         (3, 1, 64, 64, (1, 4, 4), "direct"),  # too few pixels for any transform of the weights
         (3, 1, 1, 64, (64, 28, 28), "direct"),
         (3, 1, 64, 1, (64, 28, 28), "shift_add"),
-        (3, 2, 64, 64, (64, 14, 14), "direct"),
+        (3, 2, 64, 64, (64, 14, 14), "winograd_s2"),
+        (3, 2, 64, 64, (1, 8, 8), "direct"),
+        (3, 2, 3, 64, (64, 14, 14), "direct"),
+        (3, 3, 64, 64, (64, 14, 14), "direct"),
         (5, 1, 64, 64, (64, 14, 14), "direct"),
         (1, 1, 64, 2, (64, 28, 28), "direct"),
     ],
 )
 def test_algorithm_follows_the_shape(kernel, stride, channels, filters, pixels, expected):
     assert conv.algorithm((kernel, kernel), (stride, stride), channels, filters, pixels) == expected
+
+
+def test_a_small_input_gradient_is_one_call_rather_than_four():
+    assert [conv.algorithm((3, 3), (2, 2), 16, 16, (1, 4, 4), calls) for calls in (1, 4)] == ["direct", "winograd_s2"]
 
 
 @pytest.mark.parametrize(
@@ -356,19 +378,20 @@ def test_bands_are_even(monkeypatch, n, height, threads, row, bands):
     assert n * height / band == bands
 
 
-def test_precise_keeps_away_from_4x4_tiles(monkeypatch):
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("stride, instead", [(1, "winograd_f2"), (2, "direct")])
+def test_precise_keeps_away_from_4x4_tiles(monkeypatch, stride, instead):
+    rng, options = np.random.default_rng(0), {"stride": (stride, stride)}
     x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 28, 28, 64), (3, 3, 64, 64)))
-    ordinary, forced = conv.conv2d(x, w), conv.conv2d(x, w, force="winograd_f2")
+    ordinary, forced = conv.conv2d(x, w, **options), conv.conv2d(x, w, **options, force=instead)
     monkeypatch.setattr(conv, "precise", True)
-    assert np.array_equal(conv.conv2d(x, w), forced) and not np.array_equal(ordinary, forced)
+    assert np.array_equal(conv.conv2d(x, w, **options), forced) and not np.array_equal(ordinary, forced)
 
 
-@pytest.mark.parametrize("force", ["direct", "shift_add", "winograd_f4", "winograd_f2"])
+@pytest.mark.parametrize("force", sorted(conv.ROUNDING))
 def test_same_bits_every_time(force):
-    rng = np.random.default_rng(0)
-    x, g = (rng.standard_normal((16, 20, 20, 24)).astype(np.float32) for _ in range(2))
-    options = {"kernel_size": (3, 3), "stride": (1, 1), "padding": ((1, 1), (1, 1)), "force": force}
+    rng, stride = np.random.default_rng(0), STRIDES.get(force, (1, 1))
+    x, g = (rng.standard_normal((16, 20 * s, 20 * s, 24)).astype(np.float32) for s in (stride[0], 1))
+    options = {"kernel_size": (3, 3), "stride": stride, "padding": ((1, 1), (1, 1)), "force": force}
     assert len({conv.conv2d_weight_grad(x, g, **options).tobytes() for _ in range(5)}) == 1
 
 

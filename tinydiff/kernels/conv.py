@@ -9,6 +9,7 @@ Error against float64, over the results' standard deviation, 3×3 with 16 / 64 /
     shift_add         9e-8  2e-7  3e-7     5e-7  1e-6  2e-6
     winograd_f2       2e-7  3e-7  6e-7     1e-6  2e-6  3e-6
     winograd_f4       1e-6  2e-6  4e-6     2e-5  3e-5  7e-5
+    winograd_s2       6e-7  1e-6  2e-6     6e-6  3e-5  4e-5
 """
 
 from __future__ import annotations
@@ -27,19 +28,21 @@ from tinydiff.kernels.microkernel import LANES, REST, ROWS, WIDTH
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
-ROUNDING = {"direct": 3e-8, "shift_add": 3e-8, "winograd_f2": 3e-8, "winograd_f4": 1.5e-7}
+ROUNDING = {"direct": 3e-8, "shift_add": 3e-8, "winograd_f2": 3e-8, "winograd_f4": 1.5e-7, "winograd_s2": 1e-7}
 """Root mean square error of a result over its standard deviation, at most, per root of the number of products summed."""
 
 precise = False
-"""Set True to keep away from Winograd's 4×4 tiles: four times the rounding error of a plain sum, in the worst place ten times."""
+"""Set True to keep away from Winograd's 4×4 tiles, at either stride: up to four times the rounding error of a plain sum, in the
+worst place ten times."""
 
 SLAB = 64 * 1024  # floats: the input under a band of rows, together with what it is multiplied with, stays in L2
 PIXELS = 192  # that the weight gradient multiplies over at a time: a panel of the gradient stays in L1
 UNPACKED = 10_000_000  # multiplications up to which weights aren't packed
 BLOCK = 256 * ROWS  # Winograd: tiles × channels that a thread takes at a time, for the same reason
 CUT = 1.5  # Winograd's weight gradient: tiles for each channel up to which threads share out the channels
-TILES = {"winograd_f4": 4, "winograd_f2": 2}  # outputs of a tile along each axis
-TRANSFORM, WEIGHTS = 10, 23  # see `algorithm`
+KINDS = {"winograd_f4": winograd.F4, "winograd_f2": winograd.F2, "winograd_s2": winograd.DOWN}
+TRANSFORM, WEIGHTS = {1: 10, 2: 7}, 23  # see `algorithm`
+CALL = 700_000  # multiplications that take as long as a kernel's call
 SMALL = 500_000  # multiplications under which a second thread costs more than it brings
 
 
@@ -47,40 +50,47 @@ def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def algorithm(kernel: Pair, stride: Pair, channels: int, filters: int, pixels: tuple[int, int, int]) -> str:
-    """The algorithm for a convolution: "winograd_f4", "winograd_f2", "shift_add" or "direct".
+def algorithm(kernel: Pair, stride: Pair, channels: int, filters: int, pixels: tuple[int, int, int], calls: int = 1) -> str:
+    """The algorithm for a convolution: "winograd_f4", "winograd_f2", "winograd_s2" (stride 2), "shift_add" or "direct".
 
-    `pixels` are the output's (N, Ho, Wo). For the input gradient, swap channels and filters and give the input's pixels.
+    `pixels` are the output's (N, Ho, Wo), `calls` how many products of rows "direct" takes. For the input gradient, swap channels
+    and filters and give the input's pixels, divided by the stride.
 
     Up to 4 filters leave most of a vector empty, so their taps share one. Else the cheapest by a count of multiplications:
     Winograd's transforms cost as much as TRANSFORM multiplications with each channel and filter, those of the weights as much as
-    WEIGHTS more tiles; filters are rounded up to a panel. 4×4 tiles get all but small maps, 2×2 some of these.
+    WEIGHTS more tiles; filters are rounded up to a panel; each call of "direct" but the first costs CALL. 4×4 tiles get all but
+    small maps, 2×2 some of these.
 
     Fitted to measurements on AVX-512, one thread, of 114 shapes from 16 to 256 channels, 4×4 to 32×32 pixels, batch 1 to 16, not
-    above: what it picks takes 1.01 times as long as the fastest in the mean, 1.32 times at most.
+    above: what it picks takes 1.01 times as long as the fastest in the mean, 1.32 times at most. At a stride of 2, to 469 shapes
+    from 8 to 256 channels, 8×8 to 64×64 pixels, batch 1 to 64, 3 filters and more: 1.01 forward and input gradient, 1.03 weight
+    gradient; 1.6 times at most, with many more channels than filters.
     """
-    return _cheapest(kernel, stride, channels, filters, pixels, precise)
+    return _cheapest(kernel, stride, channels, filters, pixels, calls, precise)
 
 
-def _points(side: int, tile: int) -> int:
-    """Winograd's points along an axis, of all its tiles."""
-    return side // tile * (tile + 2) + (side % tile + 2 if side % tile else 0)
+def _points(side: int, kind: int) -> int:
+    """Winograd's points along an axis, of all its tiles. At a stride of 2 `side` is the output's, in all directions."""
+    tile = winograd.TILE[kind]
+    return side // tile * winograd.points(kind, tile) + (winograd.points(kind, side % tile) if side % tile else 0)
 
 
 @lru_cache(maxsize=1024)
-def _cheapest(kernel: Pair, stride: Pair, channels: int, filters: int, pixels: tuple[int, int, int], precise: bool) -> str:
+def _cheapest(
+    kernel: Pair, stride: Pair, channels: int, filters: int, pixels: tuple[int, int, int], calls: int, precise: bool
+) -> str:
     n, ho, wo = pixels
     if filters <= 4 and channels >= 16 and stride == (1, 1) and kernel != (1, 1):
         return "shift_add"
-    if kernel != (3, 3) or stride != (1, 1):
+    if kernel != (3, 3) or stride not in ((1, 1), (2, 2)):
         return "direct"
     products = channels * _up(filters, WIDTH)
-    costs = {"direct": 9 * n * ho * wo * products}
-    for name, tile in TILES.items():
-        points = n * _points(ho, tile) * _points(wo, tile) + WEIGHTS * (tile + 2) ** 2
-        costs[name] = points * (products + TRANSFORM * (_up(channels, LANES) + _up(filters, LANES)))
+    costs = {"direct": 9 * n * ho * wo * products + CALL * (calls - 1)}
+    for name in ("winograd_f4", "winograd_f2") if stride == (1, 1) else ("winograd_s2",):
+        points = n * _points(ho, KINDS[name]) * _points(wo, KINDS[name]) + WEIGHTS * winograd.weights(KINDS[name]) ** 2
+        costs[name] = points * (products + TRANSFORM[stride[0]] * (_up(channels, LANES) + _up(filters, LANES)))
     if precise:
-        del costs["winograd_f4"]
+        costs = {name: cost for name, cost in costs.items() if name in ("direct", "winograd_f2")}
     return min(costs, key=lambda name: costs[name])
 
 
@@ -226,12 +236,13 @@ def direct_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, stride: Pai
         direct.reduce_sums(sums, threads, segments, length, padded, o, address(dw))
 
 
-def _winograd_plan(n: int, size: Pair, c: int, o: int, tile: int, *, sums: bool = False) -> tuple[int, int, int, list[int]]:
+def _winograd_plan(n: int, size: Pair, c: int, o: int, kind: int, *, sums: bool = False) -> tuple[int, int, int, list[int]]:
     """Threads, parts that the tiles are shared out in, tiles at a time, and the sizes of both transforms' scratch.
 
     There are fewer parts than threads where the tiles are added up (`sums`) and few: each part has its own sums, which another
     thread then has to fetch, and that took longer than transforming the gradient once for every share of the channels.
     """
+    tile, strided = winograd.TILE[kind], kind > winograd.F4
     (qy, ry), (qx, rx) = (divmod(side, tile) for side in size)
     kinds = [n * qy * (rx > 0), n * qy * qx, n * (ry > 0) * qx, n * (ry > 0) * (rx > 0)]  # each is shared out by itself
     threads = threads_for(-(-sum(kinds) // ROWS), n * size[0] * size[1] * 9 * c * o)
@@ -239,38 +250,51 @@ def _winograd_plan(n: int, size: Pair, c: int, o: int, tile: int, *, sums: bool 
     parts, c = threads // cuts, _up(-(-c // cuts), LANES)
     share = sum(-(-tiles // parts) for tiles in kinds)
     # Weights that fill L2 are read again for each block, which had better be large: 128 channels became 1.1 to 1.4 times as fast.
-    least = ROWS * (1 if c * o < 1 << 14 else 3 if c * o <= 1 << 16 else 4)
-    blocks = -(-share // max(least, BLOCK // (c + o)))
+    least = ROWS * (1 + strided if c * o < 1 << 14 else 3 if c * o <= 1 << 16 else 4)
+    blocks = -(-share // max(least, BLOCK // ((1 + strided) * (c + o))))  # at a stride of 2, a tile has twice the points
     block = _up(-(-share // blocks), ROWS)
-    return threads, parts, block, [threads * (tile + 2) ** 2 * (block * width + LANES) for width in (c, _up(o, WIDTH))]
+    planes = (winograd.points(kind, tile), c), (winograd.sums(kind, tile), _up(o, WIDTH))
+    return threads, parts, block, [threads * side**2 * (block * width + LANES) for side, width in planes]
 
 
-def _winograd_forward(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y: np.ndarray, first: Pair, tile: int) -> None:
+def _winograd_forward(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y: np.ndarray, first: Pair, kind: int) -> None:
     (n, height, width, c), (_, *size, o) = x.shape, y.shape
-    threads, _, block, sizes = _winograd_plan(n, (size[0], size[1]), c, o, tile)
-    transformed = (tile + 2) ** 2 * (c * _up(o, WIDTH) + LANES)
+    threads, _, block, sizes = _winograd_plan(n, (size[0], size[1]), c, o, kind)
+    transformed = winograd.weights(kind) ** 2 * (c * _up(o, WIDTH) + LANES)
     kept = lasting(w, transformed)
     _keep, (packed, u, v, m) = scratch(9 * c * _up(o, WIDTH), 0 if kept else transformed, *sizes)
     u, steps = kept or u, [step // 4 for step in w.strides]
-    launch(winograd.transform_weights, threads, address(w), *steps, c, o, packed, u, tile, threads, recorded=not kept)
+    launch(
+        winograd.transform_weights,
+        threads,
+        address(w),
+        *steps,
+        c,
+        o,
+        packed,
+        u,
+        min(kind, winograd.DOWN),
+        threads,
+        recorded=not kept,
+    )
     launch(
         winograd.forward, threads, address(x), address(bias), 0 if bias is None or bias.ndim == 1 else o, address(residual),
-        address(y), u, v, m, n, height, width, c, *first, *size, o, block, tile, threads,
+        address(y), u, v, m, n, height, width, c, *first, *size, o, block, kind, threads,
     )  # fmt: skip
 
 
-def _winograd_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, first: Pair, tile: int, sums_of_g: bool) -> Any:
+def _winograd_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, first: Pair, kind: int, sums_of_g: bool) -> Any:
     """Fills dw; gives the sums over each image's pixels of g, (N, O), if asked."""
     (n, height, width, c), (_, ho, wo, o) = x.shape, g.shape
-    threads, parts, block, sizes = _winograd_plan(n, (ho, wo), c, o, tile, sums=True)
+    threads, parts, block, sizes = _winograd_plan(n, (ho, wo), c, o, kind, sums=True)
     totals = np.zeros((parts, n, o), np.float32) if sums_of_g else None
-    _keep, (sums, v, d) = scratch(parts * (tile + 2) ** 2 * (_up(c, REST) * _up(o, WIDTH) + LANES), *sizes)
+    _keep, (sums, v, d) = scratch(parts * winograd.weights(kind) ** 2 * (_up(c, REST) * _up(o, WIDTH) + LANES), *sizes)
     launch(
         winograd.weight_grad, threads, address(x), address(g), sums, address(totals), v, d,
-        n, height, width, c, *first, ho, wo, o, block, tile, parts, threads,
+        n, height, width, c, *first, ho, wo, o, block, kind, parts, threads,
     )  # fmt: skip
-    launch(winograd.transform_sums, threads, sums, address(dw), c, o, parts, tile, threads)
-    return None if totals is None else totals.sum(0) * np.float32(winograd.SUM_SCALES[tile])
+    launch(winograd.transform_sums, threads, sums, address(dw), c, o, parts, kind, threads)
+    return None if totals is None else totals.sum(0)
 
 
 def conv2d(
@@ -292,8 +316,8 @@ def conv2d(
     size = (height + top + bottom - kh) // stride[0] + 1, (width + left + right - kw) // stride[1] + 1
     y = empty(n, *size, o)
     how = force or algorithm((kh, kw), stride, c, o, (n, *size))
-    if how in TILES:
-        _winograd_forward(x, w, bias, residual, y, (top, left), TILES[how])
+    if how in KINDS:
+        _winograd_forward(x, w, bias, residual, y, (top, left), KINDS[how])
     elif how == "shift_add" and stride == (1, 1):
         _shift_add(x, w, bias, residual, y, (top, left))
     else:
@@ -323,15 +347,19 @@ def conv2d_input_grad(
     (n, _, _, o), (kh, kw, c, _), (height, width) = g.shape, w.shape, input_size
     (top, _), (left, _) = padding
     dx = empty(n, height, width, c)
-    how = force or algorithm((kh, kw), stride, o, c, (n, height, width))
-    if stride == (1, 1) and how != "direct":
-        turned, first = w[::-1, ::-1].transpose(0, 1, 3, 2), (kh - 1 - top, kw - 1 - left)
-        if how in TILES:
-            _winograd_forward(g, turned, None, residual, dx, first, TILES[how])
-            return dx
-        if how == "shift_add":
-            _shift_add(g, turned, None, residual, dx, first)
-            return dx
+    pixels = n, -(-height // stride[0]), -(-width // stride[1])
+    how = force or algorithm((kh, kw), stride, o, c, pixels, stride[0] * stride[1])
+    turned, first = w[::-1, ::-1].transpose(0, 1, 3, 2), (kh - 1 - top, kw - 1 - left)
+    if how == "winograd_s2" and height % 2 == width % 2 == 0 == (top - left) % 2:
+        first = (top + 1) % 2 - top // 2, (left + 1) % 2 - left // 2
+        _winograd_forward(g, turned, None, residual, dx, first, winograd.UP_ODD if top % 2 else winograd.UP)
+        return dx
+    if how in ("winograd_f4", "winograd_f2"):
+        _winograd_forward(g, turned, None, residual, dx, first, KINDS[how])
+        return dx
+    if how == "shift_add" and stride == (1, 1):
+        _shift_add(g, turned, None, residual, dx, first)
+        return dx
     if stride[0] > kh or stride[1] > kw:
         dx[...] = 0.0 if residual is None else residual  # pixels that no window covers
     for y0 in range(min(stride[0], height)):
@@ -369,8 +397,8 @@ def conv2d_weight_grad(
     first = padding[0][0], padding[1][0]
     dw, found = np.empty((*kernel_size, x.shape[3], g.shape[3]), np.float32), None
     how = force or algorithm(kernel_size, stride, x.shape[3], g.shape[3], g.shape[:3])
-    if how in TILES:
-        found = _winograd_weight_grad(x, g, dw, first, TILES[how], sums)
+    if how in KINDS:
+        found = _winograd_weight_grad(x, g, dw, first, KINDS[how], sums)
     elif how == "shift_add" and stride == (1, 1):
         # Few filters: g and x change places, for Σ x[p + k]·g[p] is also Σ g[q - k]·x[q], and then g's windows are gathered.
         turned = np.empty((*kernel_size, g.shape[3], x.shape[3]), np.float32)
