@@ -17,28 +17,27 @@ struct Padded {
 // Layout::place(row, inner) says where in the tile a chunk lies; rows a multiple of 16 further it lies as many strides further.
 template <class In, int kThreads, int kDepth, int kExtent, template <int, int> class Walk, class Layout>
 struct AsyncStaging {
-    static constexpr int kChunk = 16 / sizeof(In);
     static constexpr bool kAlongDepth = Walk<1, 1>::kAlongDepth;
-    static constexpr int kChunks = (kAlongDepth ? kDepth : kExtent) / kChunk;  // in a row
-    static constexpr int kApart = kThreads / kChunks;
-    static constexpr int kEach = (kAlongDepth ? kExtent : kDepth) / kApart;
-    static_assert(kEach >= 1, "a thread has at least one chunk to fetch");
-    using Loader = Walk<kEach, kApart>;
-
-    static_assert(kEach == 1 || kAlongDepth == false || kApart % 16 == 0, "Layout::place is asked for the first row only");
+    using Mine = Portion<In, kThreads, kExtent, kDepth, 16 / sizeof(In), kAlongDepth>;
+    using Loader = Walk<Mine::kEach, Mine::kApart>;
+    static_assert(Mine::kEach == 1 || !kAlongDepth || Mine::kApart % 16 == 0, "Layout::place is asked for the first row only");
 
     Loader loader;
     int place;
 
     DEVICE AsyncStaging(const typename Loader::View& view, int first, int thread, int begin, int end)
-        : loader(view, first + (kAlongDepth ? thread / kChunks : thread % kChunks * kChunk),
-                 begin + (kAlongDepth ? thread % kChunks * kChunk : thread / kChunks), end),
-          place(Layout::place(thread / kChunks, thread % kChunks * kChunk)) {}
+        : AsyncStaging(view, first, Mine(thread), begin, end) {}
+    DEVICE AsyncStaging(const typename Loader::View& view, int first, const Mine& mine, int begin, int end)
+        : loader(view, first + mine.at, begin + mine.depth, end),
+          place(kAlongDepth ? Layout::place(mine.at, mine.depth) : Layout::place(mine.depth, mine.at)) {}
 
     DEVICE void issue(In* tile) {
-        UNROLL for (int k = 0; k < kEach; ++k)
-            cp_async16(tile + (place + k * kApart * Layout::kStride), loader.source(k), loader.valid(k));
-        loader.advance(kDepth);
+        constexpr int kNext = Mine::kApart * (kAlongDepth ? Layout::kStride : 1), kDeeper = Mine::kStep * Layout::kStride;
+        UNROLL for (int i = 0; i < Mine::kPlaces; ++i) {
+            UNROLL for (int k = 0; k < Mine::kEach; ++k)
+                cp_async16(tile + (place + i * kDeeper + k * kNext), loader.source(k), loader.valid(k));
+            loader.advance(Mine::kStep);
+        }
     }
 };
 
@@ -51,13 +50,16 @@ DEVICE void async_pipeline(int steps, const Issue& issue, const Multiply& multip
         if (step < steps) issue(step);
         cp_async_commit();
     }
+    int now = 0, free = kStages - 1;
     for (int step = 0; step < steps; ++step) {
         if (!MUTANT(401, "async: a tile has arrived before it is read")) cp_async_wait<kStages - 2>();
         if (!MUTANT(402, "async: all threads' copies have arrived, and the oldest tile is free")) BARRIER();
         const bool more = step + kStages - 1 < steps;
-        if (more) issue((step + kStages - 1) % kStages);
+        if (more) issue(free);
         // Empty groups at the end keep the count: without them the last tiles would not be waited for.
         if (more || !MUTANT(403, "async: empty groups are committed at the end")) cp_async_commit();
-        multiply(step % kStages);
+        multiply(now);
+        free = now;
+        now = now + 1 < kStages ? now + 1 : 0;
     }
 }

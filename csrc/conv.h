@@ -58,18 +58,28 @@ struct Epilogue {
     int pixels_per_bias;  // p q where every sample has its own bias, else all pixels
     int channels, activation;
 
+    // Of neighbours, from `channel` on, the sums become what is stored.
+    template <int kCount>
+    DEVICE void operator()(T (&v)[kCount], int pixel, int channel) const {
+        if (bias)
+            UNROLL for (int e = 0; e < kCount; ++e) v[e] += ld(bias + (pixel / pixels_per_bias * channels + channel + e));
+        if (residual)
+            UNROLL for (int e = 0; e < kCount; ++e) v[e] += ld(residual + (pixel * channels + channel + e));
+        if (before)
+            UNROLL for (int e = 0; e < kCount; ++e) st(before + (pixel * channels + channel + e), v[e]);
+        UNROLL for (int e = 0; e < kCount; ++e) v[e] = activated(v[e], activation);
+    }
     DEVICE T operator()(T sum, int pixel, int channel) const {
-        if (bias) sum += ld(bias + pixel / pixels_per_bias * channels + channel);
-        if (residual) sum += ld(residual + pixel * channels + channel);
-        if (before) st(before + pixel * channels + channel, sum);
-        return activated(sum, activation);
+        T v[1] = {sum};
+        (*this)(v, pixel, channel);
+        return v[0];
     }
 };
 
 template <class T>
 Epilogue<T> epilogue_of(const ConvCall& call) {
     const ConvSize& s = call.size;
-    if (call.direction != kForward) return {nullptr, nullptr, nullptr, 1, 1, kNone};
+    if (call.direction != kForward) return {};
     const int pixels = s.p * s.q * (call.bias_per_sample ? 1 : s.n);
     return {static_cast<const T*>(call.bias), static_cast<const T*>(call.residual), static_cast<T*>(call.before),
             pixels, s.o, call.activation};

@@ -1,28 +1,30 @@
 // igemm_async: the tiled product with asynchronous copies. Chapter four; needs sm_80.
 //
 // Computes: what igemm_simt does, in float32, where c and o are multiples of 4 and arrays lie at multiples of 16 bytes.
-// Tiling: the same 128 x 128 x 8 (and 64 x 64 x 8), in a ring of four tiles.
+// Tiling: the same 128 x 128 x 8 in a ring of four tiles, and 64 x 64 x 16 in one of three.
 // Bound by: the multipliers.
 // What changed: in igemm_simt the next tile waits in registers while the present one is multiplied: one step of latency is
 //   hidden, and the registers are gone. cp.async writes to shared memory itself, so three tiles can be on their way; no loop
 //   instruction stores to shared memory, and padding is a copy of nothing, which arrives as zeros.
-//   Nothing is transposed any more on the way in: an operand whose neighbours lie along the depth stays so (rows of 8 + 4
-//   floats), and a thread reads 4 steps of depth of a row at once. Its rows are then 16 apart, because rows side by side,
-//   48 bytes from each other, fall into different banks. Four steps of both factors take 64 registers: one block of 256
+//   Nothing is transposed any more on the way in: an operand whose neighbours lie along the depth stays so (rows of 8 + 4 or
+//   16 + 4 floats), and a thread reads 4 steps of depth of a row at once. Its rows are then 16 apart, because rows side by side,
+//   48 or 80 bytes from each other, fall into different banks. Four steps of both factors take 64 registers: one block of 256
 //   threads a multiprocessor (two of 64 x 64); its latency is hidden by the ring, not by other blocks.
 #include "async.h"
 #include "simt.h"
 #include "splitk_reduce.h"
 
-constexpr int kStages = 4;
+// As much depth on its way in both.
+template <class Tile>
+constexpr int kStages = Tile::kDepth == 8 ? 4 : 3;
 
-// One operand's tile, and a thread's share of it. kEach rows (or columns) for each of kThreads threads along this side.
-template <bool kAlongDepth, int kExtent, int kEach>
+// One operand's tile, and a thread's share of it: kEach rows (or columns).
+template <bool kAlongDepth, int kExtent, int kDepth, int kEach>
 struct Share;
 
-template <int kExtent, int kEach>
-struct Share<true, kExtent, kEach> {
-    using Layout = Padded<8, 4>;
+template <int kExtent, int kDepth, int kEach>
+struct Share<true, kExtent, kDepth, kEach> {
+    using Layout = Padded<kDepth, 4>;
     static constexpr int kSize = Layout::size(kExtent);
     static DEVICE int row(int at, int i) { return at + i * (kExtent / kEach); }
     static DEVICE void read(const float* tile, int at, int k, float (&v)[4][kEach]) {  // depth k ... k + 3
@@ -34,10 +36,10 @@ struct Share<true, kExtent, kEach> {
     }
 };
 
-template <int kExtent, int kEach>
-struct Share<false, kExtent, kEach> {
+template <int kExtent, int kDepth, int kEach>
+struct Share<false, kExtent, kDepth, kEach> {
     using Layout = Padded<kExtent, 0>;
-    static constexpr int kSize = Layout::size(8);
+    static constexpr int kSize = Layout::size(kDepth);
     static DEVICE int row(int at, int i) { return at * 4 + i / 4 * (kExtent / (kEach / 4)) + i % 4; }
     static DEVICE void read(const float* tile, int at, int k, float (&v)[4][kEach]) {
         UNROLL for (int e = 0; e < 4; ++e)
@@ -47,11 +49,11 @@ struct Share<false, kExtent, kEach> {
 
 template <class Tile, class P>
 struct Shares {
-    using Left = Share<P::template Left<1, 1>::kAlongDepth, Tile::kRows, Tile::kRowsEach>;
-    using Right = Share<P::template Right<1, 1>::kAlongDepth, Tile::kColumns, Tile::kColumnsEach>;
+    using Left = Share<P::template Left<1, 1>::kAlongDepth, Tile::kRows, Tile::kDepth, Tile::kRowsEach>;
+    using Right = Share<P::template Right<1, 1>::kAlongDepth, Tile::kColumns, Tile::kDepth, Tile::kColumnsEach>;
     struct Storage {
-        alignas(16) float left[kStages][Left::kSize];
-        alignas(16) float right[kStages][Right::kSize];
+        alignas(16) float left[kStages<Tile>][Left::kSize];
+        alignas(16) float right[kStages<Tile>][Right::kSize];
     };
 };
 
@@ -92,15 +94,16 @@ igemm_async(ConvSize size, Epilogue<float> epilogue, const float* one, const flo
                     UNROLL for (int j = 0; j < kN; ++j) sum[i][j] += a[e][i] * b[e][j];
         }
     };
-    async_pipeline<kStages>(ceil_div(product.end - product.begin, kDepth), issue, multiply);
+    async_pipeline<kStages<Tile>>(ceil_div(product.end - product.begin, kDepth), issue, multiply);
 
+    const Epilogue<float> used = kDirection == kForward ? epilogue : Epilogue<float>{};
     UNROLL for (int i = 0; i < kM; ++i) {
         const int row = first_row + Left::row(down, i);
         if (row >= product.out.rows && !MUTANT(411, "igemm_async: rows past the last are not stored")) continue;
         if (kDirection != kInputGrad) {
             UNROLL for (int j = 0; j < kN; j += 4) {
-                const float four[4] = {sum[i][j], sum[i][j + 1], sum[i][j + 2], sum[i][j + 3]};
-                StoreFours<float, true>{product.out, epilogue}(row, first_column + Right::row(across, j), four);
+                float four[4] = {sum[i][j], sum[i][j + 1], sum[i][j + 2], sum[i][j + 3]};
+                StoreFours<float, true>{product.out, used}(row, first_column + Right::row(across, j), four);
             }
         } else {
             float* p = product.out.base + product.out.offset(row);

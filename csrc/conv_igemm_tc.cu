@@ -158,6 +158,7 @@ igemm_tc(ConvSize size, Epilogue<float> epilogue, const In* one, const In* other
             }
         });
 
+    const Epilogue<float> used = kDirection == kForward ? epilogue : Epilogue<float>{};
     // A lane holds two neighbours of row lane / 4, and two of the row 8 below.
     UNROLL for (int i = 0; i < kM; ++i)
         UNROLL for (int e = 0; e < 4; e += 2) {
@@ -168,7 +169,7 @@ igemm_tc(ConvSize size, Epilogue<float> epilogue, const In* one, const In* other
                 const int column = first_column + warp_column + j * 8 + lane % 4 * 2;
                 if (column >= product.out.columns && !MUTANT(502, "igemm_tc: columns past the last are not stored")) continue;
                 st(reinterpret_cast<float2*>(p + column),
-                   make_float2(epilogue(sum[i][j][e], row, column), epilogue(sum[i][j][e + 1], row, column + 1)));
+                   make_float2(used(sum[i][j][e], row, column), used(sum[i][j][e + 1], row, column + 1)));
             }
         }
 }

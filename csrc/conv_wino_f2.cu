@@ -81,10 +81,10 @@ KERNEL_BOUNDS(kThreads, 1) wino_image(Squares a, const float* image, float* tran
 
 // One of the 16 products: (tiles, in) x (in, out).
 struct PointProduct {
-    template <int kRows, int kApart>
-    using Left = Gather<float, kRows, kApart, false>;
-    template <int kRows, int kApart>
-    using Right = Strided<float, kRows, kApart>;
+    template <int kEach, int kApart>
+    using Left = Gather<float, kEach, kApart, false>;
+    template <int kEach, int kApart>
+    using Right = Strided<float, kEach, kApart>;
     GatherView<float> left;
     StridedView<float> right;
     OutputView<float> out;
@@ -103,7 +103,7 @@ wino_products(Squares a, const float* image, const float* weights, float* result
     using Storage = SimtStorage<float, Tile>;
     SHARED(Storage, shared);
     const PointProduct product(a, image, weights, result, blockIdx.z);
-    const Epilogue<float> none{nullptr, nullptr, nullptr, 1, 1, kNone};
+    const Epilogue<float> none{};
     simt_product<float, Tile, kWide>(shared, product, blockIdx.x * Tile::kRows, blockIdx.y * Tile::kColumns,
                                      StoreFours<float, kWide>{product.out, none});
 }

@@ -59,191 +59,172 @@ struct OutputView {
     }
 };
 
-// Each thread serves kRows rows, kApart from each other, at one place of the depth. Without kPadded all taps are inside.
-template <class T, int kRows, int kApart, bool kPadded = true>
+// A loader follows one thread: at one place of the depth, for kEach rows (or columns), kApart from each other.
+
+// Without kPadded all taps are inside.
+template <class T, int kEach, int kApart, bool kPadded = true>
 struct Gather {
     static constexpr bool kAlongDepth = true;
+    static constexpr uint32_t kColumn = 1u << kLargestKernel;
     using View = GatherView<T>;
 
     const View& view;
-    const T* at;             // where row (0, 0, 0) has the present place of the depth
-    int offset[kRows];
-    uint32_t taps[kRows];  // bit r: tap row r lies on the image; bit 16 + s: tap column s does
-    uint32_t live;         // bit k: row k has the present tap
-    int c, s, r;
+    const T* at;              // where the first row has the present place of the depth
+    int offset[kEach];        // from it to the others
+    uint32_t missing[kEach];  // bit r: tap row r lies outside the image; bit 16 + s: tap column s does
+    uint32_t tap;             // the present one's two bits
+    int c;
 
-    DEVICE Gather(const View& view, int row, int depth, int) : view(view), at(view.base + depth), c(depth), s(0), r(0) {
-        UNROLL for (int k = 0; k < kRows; ++k) {
+    DEVICE Gather(const View& view, int row, int depth, int) : view(view), at(view.base + depth), tap(1 | kColumn), c(depth) {
+        UNROLL for (int k = 0; k < kEach; ++k) {
             const int m = row + k * kApart, n = m / view.nj / view.ni, i = m / view.nj % view.ni, j = m % view.nj;
             offset[k] = n * view.step_n + i * view.step_i + j * view.step_j;
-            taps[k] = 0;
-            if (m >= view.rows && !MUTANT(301, "gather: rows past the last are zeros")) continue;
-            taps[k] = ~0u;
-            if constexpr (kPadded) taps[k] = on_image(i, j);
+            missing[k] = kPadded ? off_image(i, j) : 0;
+            if (m >= view.rows && !MUTANT(301, "gather: rows past the last are zeros")) missing[k] = ~0u;
         }
-        wrap(at, c, s, r);
-        look();
+        at += offset[0];
+        UNROLL for (int k = kEach - 1; k >= 0; --k) offset[k] -= offset[0];
+        wrap();
     }
 
-    DEVICE uint32_t on_image(int i, int j) const {
+    DEVICE uint32_t off_image(int i, int j) const {
         uint32_t taps = 0;
         for (int t = 0; t < view.taps_h; ++t) {
             const int h = i * view.scale_h + view.shift_h + t * view.sign;
             const bool above = h < 0 && !MUTANT(302, "gather: taps above the image are zeros");
             const bool below = h >= view.limit_h && !MUTANT(303, "gather: taps below the image are zeros");
-            if (!above && !below) taps |= 1u << t;
+            if (above || below) taps |= 1u << t;
         }
         for (int t = 0; t < view.taps_w; ++t) {
             const int w = j * view.scale_w + view.shift_w + t * view.sign;
             const bool left = w < 0 && !MUTANT(304, "gather: taps left of the image are zeros");
             const bool right = w >= view.limit_w && !MUTANT(305, "gather: taps right of the image are zeros");
-            if (!left && !right) taps |= 0x10000u << t;
+            if (left || right) taps |= kColumn << t;
         }
         return taps;
     }
 
-    // Past a tap's last channel: the next tap; past the last of a row of taps: the next row.
-    DEVICE void wrap(const T*& at, int& c, int& s, int& r) const {
+    // Past a tap's last channel: the next tap; past the last of a row of taps: the next row; past the last row: nothing.
+    DEVICE void wrap() {
         while (c >= view.channels) {
             c -= view.channels;
-            at += view.right - view.channels;
-            if (++s == view.taps_w) {
-                s = 0;
-                ++r;
-                at += view.down - view.taps_w * view.right;
+            uint32_t r = tap % kColumn, s = (tap - r) << 1;
+            int jump = view.right - view.channels;
+            if (s == kColumn << view.taps_w) {
+                s = kColumn;
+                r <<= 1;
+                jump += view.down - view.taps_w * view.right;
+                if (r >> view.taps_h && !MUTANT(306, "gather: the depth ends with the last tap")) {
+                    r = 0;
+                    UNROLL for (int k = 0; k < kEach; ++k) missing[k] = ~0u;
+                }
             }
+            tap = r | s;
+            at += jump;
         }
-    }
-    DEVICE bool valid(int k, int s, int r) const {
-        if (r >= view.taps_h && !MUTANT(306, "gather: the depth ends with the last tap")) return false;
-        return kPadded ? taps[k] >> (r & 15) & taps[k] >> (16 + s) & 1 : taps[k] & 1;
-    }
-    DEVICE void look() {
-        live = 0;
-        UNROLL for (int k = 0; k < kRows; ++k) live |= uint32_t(valid(k, s, r)) << k;
     }
 
     DEVICE void advance(int step) {
         c += step;
         at += step;
-        if (c >= view.channels) {
-            wrap(at, c, s, r);
-            look();
-        }
+        if (c >= view.channels) wrap();
     }
-    DEVICE bool valid(int k) const { return live >> k & 1; }
+    DEVICE bool valid(int k) const { return !(missing[k] & tap); }
     DEVICE const T* source(int k) const { return at + offset[k]; }
-
-    // Four neighbours one by one, for channels that are no multiple of four: each may belong to another tap.
-    DEVICE void fetch(int k, T (&value)[4]) const {
-        const T* at1 = at;
-        int c1 = c, s1 = s, r1 = r;
-        UNROLL for (int e = 0; e < 4; ++e) {
-            value[e] = valid(k, s1, r1) ? ld(at1 + offset[k]) : T(0);
-            ++c1;
-            ++at1;
-            wrap(at1, c1, s1, r1);
-        }
-    }
 };
 
-// Each thread serves kRows places of the depth, kApart from each other, at one column.
-template <class T, int kRows, int kApart>
+template <class T, int kEach, int kApart>
 struct Strided {
     static constexpr bool kAlongDepth = false;
     using View = StridedView<T>;
 
     const View& view;
-    const T* at;
-    int column, depth, end;
+    int at, columns, depth;  // what is left of the columns and of the depth, from here on; no depth without a column
 
     DEVICE Strided(const View& view, int column, int depth, int end)
-        : view(view), at(view.base + size_t(depth) * view.stride + column), column(column), depth(depth), end(end) {}
+        : view(view), at(depth * view.stride + column), columns(view.columns - column), depth(inside(0) ? end - depth : 0) {}
 
     DEVICE void advance(int step) {
-        depth += step;
-        at += size_t(step) * view.stride;
+        depth -= step;
+        at += step * view.stride;
     }
-    DEVICE bool inside(int k) const { return depth + k * kApart < end || MUTANT(311, "strided: the depth has an end"); }
+    DEVICE bool inside(int k) const { return columns > k * kApart || MUTANT(312, "strided: columns past the last are zeros"); }
     DEVICE bool valid(int k) const {
-        return inside(k) && (column < view.columns || MUTANT(312, "strided: columns past the last are zeros"));
+        return (depth > 0 || MUTANT(311, "strided: the depth has an end")) && (k == 0 || inside(k));
     }
-    DEVICE const T* source(int k) const { return at + k * kApart * view.stride; }
-
-    DEVICE void fetch(int k, T (&value)[4]) const {
-        UNROLL for (int e = 0; e < 4; ++e) {
-            const bool there = column + e < view.columns || MUTANT(313, "strided: single columns past the last are zeros");
-            value[e] = inside(k) && there ? ld(source(k) + e) : T(0);
-        }
-    }
+    DEVICE const T* source(int k) const { return view.base + (at + k * kApart); }
 };
 
-template <class T, int kRows, int kApart>
+template <class T, int kEach, int kApart>
 struct Pixels {
     static constexpr bool kAlongDepth = false;
     using View = PixelsView<T>;
 
     const View& view;
-    int c, s, r, column, depth, end;
-    int p[kRows], q[kRows], offset[kRows];
+    int at, h, w;  // of the present pixel: where the first column has it, and its first tap
+    int depth;     // that is left, from here on
+    int r[kEach], s[kEach], offset[kEach];  // the columns' taps, and the way from the first column to them
 
-    DEVICE Pixels(const View& view, int column, int depth, int end) : view(view), column(column), depth(depth), end(end) {
+    DEVICE Pixels(const View& view, int column, int depth, int end) : view(view), depth(end - depth) {
         const ConvSize& a = view.size;
-        c = column % a.c;
-        s = column / a.c % a.kw;
-        r = column / a.c / a.kw;
-        UNROLL for (int k = 0; k < kRows; ++k) {
-            const int pixel = depth + k * kApart, n = pixel / a.q / a.p;
-            p[k] = pixel / a.q % a.p;
-            q[k] = pixel % a.q;
-            offset[k] = ((n * a.h + p[k] * a.sh - a.top) * a.w + q[k] * a.sw - a.left) * a.c;
+        const int n = depth / a.q / a.p;
+        h = depth / a.q % a.p * a.sh - a.top;
+        w = depth % a.q * a.sw - a.left;
+        at = ((n * a.h + h) * a.w + w) * a.c;
+        UNROLL for (int k = 0; k < kEach; ++k) {
+            const int m = column + k * kApart;
+            s[k] = m / a.c % a.kw;
+            r[k] = m / a.c / a.kw;
+            offset[k] = (r[k] * a.w + s[k]) * a.c + m % a.c;
         }
+        at += offset[0];
+        UNROLL for (int k = kEach - 1; k >= 0; --k) offset[k] -= offset[0];
     }
 
     DEVICE void advance(int step) {
         const ConvSize& a = view.size;
-        depth += step;
-        UNROLL for (int k = 0; k < kRows; ++k) {
-            q[k] += step;
-            offset[k] += step * a.sw * a.c;
-            while (q[k] >= a.q) {
-                q[k] -= a.q;
-                offset[k] += (a.sh * a.w - a.q * a.sw) * a.c;
-                if (++p[k] == a.p) {
-                    p[k] = 0;
-                    offset[k] += (a.h - a.p * a.sh) * a.w * a.c;
-                }
+        depth -= step;
+        w += step * a.sw;
+        at += step * a.sw * a.c;
+        while (w >= a.q * a.sw - a.left) {
+            w -= a.q * a.sw;
+            h += a.sh;
+            at += (a.sh * a.w - a.q * a.sw) * a.c;
+            if (h == a.p * a.sh - a.top) {
+                h = -a.top;
+                at += (a.h - a.p * a.sh) * a.w * a.c;
             }
         }
     }
-    DEVICE bool valid(int k) const { return valid(k, s, r); }
-    DEVICE bool valid(int k, int s, int r) const {  // past the last tap too: those columns are not stored
-        const ConvSize& a = view.size;
-        const int h = p[k] * a.sh - a.top + r, v = q[k] * a.sw - a.left + s;
-        return (depth + k * kApart < end || MUTANT(321, "pixels: the depth has an end")) &&
-               (h >= 0 || MUTANT(323, "pixels: rows above the image are zeros")) &&
-               (h < a.h || MUTANT(324, "pixels: rows below the image are zeros")) &&
-               (v >= 0 || MUTANT(325, "pixels: columns left of the image are zeros")) &&
-               (v < a.w || MUTANT(326, "pixels: columns right of the image are zeros"));
+    DEVICE bool valid(int k) const {  // past the last tap too: those columns are not stored
+        const int i = h + r[k], j = w + s[k];
+        const bool there = depth > 0 || MUTANT(321, "pixels: the depth has an end");
+        const bool row = unsigned(i) < unsigned(view.size.h) ||
+                         (i < 0 && MUTANT(323, "pixels: rows above the image are zeros")) ||
+                         (i >= view.size.h && MUTANT(324, "pixels: rows below the image are zeros"));
+        const bool column = unsigned(j) < unsigned(view.size.w) ||
+                            (j < 0 && MUTANT(325, "pixels: columns left of the image are zeros")) ||
+                            (j >= view.size.w && MUTANT(326, "pixels: columns right of the image are zeros"));
+        return there & row & column;  // without branches
     }
-    DEVICE const T* source(int k, int c, int s, int r) const {
-        return view.base + (offset[k] + (r * view.size.w + s) * view.size.c + c);
-    }
-    DEVICE const T* source(int k) const { return source(k, c, s, r); }
+    DEVICE const T* source(int k) const { return view.base + (at + offset[k]); }
+};
 
-    DEVICE void fetch(int k, T (&value)[4]) const {
-        int c1 = c, s1 = s, r1 = r;
-        UNROLL for (int e = 0; e < 4; ++e) {
-            value[e] = valid(k, s1, r1) ? ld(source(k, c1, s1, r1)) : T(0);
-            if (++c1 == view.size.c) {
-                c1 = 0;
-                if (++s1 == view.size.kw) {
-                    s1 = 0;
-                    ++r1;
-                }
-            }
-        }
-    }
+// How kThreads threads share out a tile, kExtent rows (or columns) by kDepth: neighbouring threads take neighbouring chunks of
+// kChunk elements, along the depth all of it, across it at least 128 bytes, which fill the 32 banks of shared memory. A thread
+// takes kEach chunks, kApart from each other, at each of kPlaces of the depth, kStep from each other.
+template <class T, int kThreads, int kExtent, int kDepth, int kChunk, bool kAlongDepth>
+struct Portion {
+    static constexpr int kLine = 128 / int(kChunk * sizeof(T)), kFewest = kThreads / kDepth;
+    static constexpr int kAcross = kAlongDepth ? kFewest * kChunk : kFewest > kLine ? kFewest : kLine;
+    static constexpr int kDeep = kThreads / kAcross, kStep = kAlongDepth ? kDepth : kDeep, kPlaces = kDepth / kStep;
+    static constexpr int kApart = kAlongDepth ? kAcross : kAcross * kChunk, kEach = kExtent / kApart;
+    static_assert(kEach * kApart == kExtent && kPlaces * kStep == kDepth, "all threads have as many chunks");
+    int at, depth;  // of the first
+
+    DEVICE Portion(int thread)
+        : at(kAlongDepth ? thread / kDeep : thread % kAcross * kChunk),
+          depth(kAlongDepth ? thread % kDeep * kChunk : thread / kAcross) {}
 };
 
 // The product that a direction is. `z` is the phase of an input gradient, or the part of a weight gradient. X, W, Y are what
@@ -253,10 +234,10 @@ struct Product;
 
 template <class In, class T>
 struct Product<In, T, kForward> {
-    template <int kRows, int kApart>
-    using Left = Gather<In, kRows, kApart>;
-    template <int kRows, int kApart>
-    using Right = Strided<In, kRows, kApart>;
+    template <int kEach, int kApart>
+    using Left = Gather<In, kEach, kApart>;
+    template <int kEach, int kApart>
+    using Right = Strided<In, kEach, kApart>;
     GatherView<In> left;
     StridedView<In> right;
     OutputView<T> out;
@@ -272,10 +253,10 @@ struct Product<In, T, kForward> {
 
 template <class In, class T>
 struct Product<In, T, kInputGrad> {
-    template <int kRows, int kApart>
-    using Left = Gather<In, kRows, kApart>;
-    template <int kRows, int kApart>
-    using Right = Gather<In, kRows, kApart, false>;
+    template <int kEach, int kApart>
+    using Left = Gather<In, kEach, kApart>;
+    template <int kEach, int kApart>
+    using Right = Gather<In, kEach, kApart, false>;
     GatherView<In> left, right;
     OutputView<T> out;
     int begin = 0, end;
@@ -297,10 +278,10 @@ struct Product<In, T, kInputGrad> {
 
 template <class In, class T>
 struct Product<In, T, kWeightGrad> {
-    template <int kRows, int kApart>
-    using Left = Pixels<In, kRows, kApart>;
-    template <int kRows, int kApart>
-    using Right = Strided<In, kRows, kApart>;
+    template <int kEach, int kApart>
+    using Left = Pixels<In, kEach, kApart>;
+    template <int kEach, int kApart>
+    using Right = Strided<In, kEach, kApart>;
     PixelsView<In> left;
     StridedView<In> right;
     OutputView<T> out;

@@ -178,7 +178,7 @@ def planted(kernel, sm, **changes):
     return figures.broken([replace(one, **changes)], [p for p in figures.PROMISES if re.fullmatch(p.pattern, kernel)])
 
 
-SIMT, TENSOR = "igemm_simt<float, Tile<128, 128, 8, 8>, true, 0>", "igemm_tc<float, 128, 0>"
+SIMT, TENSOR = "igemm_simt<float, Tile<128, 128, 8, 8, 8>, true, 0>", "igemm_tc<float, 128, 0>"
 
 
 @pytest.mark.parametrize(
