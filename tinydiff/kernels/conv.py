@@ -265,18 +265,9 @@ def _winograd_forward(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y:
     _keep, (packed, u, v, m) = scratch(9 * c * _up(o, WIDTH), 0 if kept else transformed, *sizes)
     u, steps = kept or u, [step // 4 for step in w.strides]
     launch(
-        winograd.transform_weights,
-        threads,
-        address(w),
-        *steps,
-        c,
-        o,
-        packed,
-        u,
-        min(kind, winograd.DOWN),
-        threads,
+        winograd.transform_weights, threads, address(w), *steps, c, o, packed, u, min(kind, winograd.DOWN), threads,
         recorded=not kept,
-    )
+    )  # fmt: skip
     launch(
         winograd.forward, threads, address(x), address(bias), 0 if bias is None or bias.ndim == 1 else o, address(residual),
         address(y), u, v, m, n, height, width, c, *first, *size, o, block, kind, threads,
