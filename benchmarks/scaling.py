@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from benchmarks.harness import Bench, Row
 from benchmarks.train import make_batch, preset, step_case
 
@@ -10,11 +12,15 @@ SWEEPS = {"resolution": (8, 16, 32, 64, 80), "channels": (16, 32, 64, 128, 160),
 LARGEST_SPREAD = 2.0
 
 
+def network(channels: int) -> dict[str, Any]:
+    """The small preset at one width throughout, whose heads divide every width of the sweep."""
+    return preset("small", block_out_channels=[channels, channels, channels], attention_head_dim=16)
+
+
 def measure(bench: Bench, what: str, value: int) -> Row:
     """A step with one of the three changed."""
     size = value if what == "resolution" else SIZE
-    channels = value if what == "channels" else CHANNELS
-    config = preset("small", block_out_channels=[channels, channels, channels])
+    config = network(value if what == "channels" else CHANNELS)
     batch = make_batch(value if what == "batch" else BATCH, config, size)
     case = step_case(bench, f"{what} {value}", config, batch, target=None)
     case.suite, case.extra = "scaling", {"sweep": what, "value": value, "flops": case.flops}

@@ -18,7 +18,7 @@ from rich.console import Console
 
 import tinydiff as td
 from benchmarks import __main__ as command
-from benchmarks import conv, figures, harness, memory, overhead
+from benchmarks import conv, figures, harness, memory, overhead, scaling
 from benchmarks.harness import Bench, Case, Settings, Side
 
 SHAPE = conv.Shape(2, 7, 6, 3, 4, 3, 2, 1)
@@ -391,3 +391,8 @@ def test_twin_follows_our_recipe(against: Bench, tmp_path: Path) -> None:
     loaded = Pipeline.load(tmp_path / "run").model.state_dict()
     for (name, _), average in zip(ours.model.named_parameters(), ours.ema.average, strict=True):
         np.testing.assert_allclose(loaded[name].numpy(), average, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("channels", scaling.SWEEPS["channels"])
+def test_the_sweep_of_channels_has_networks(channels: int) -> None:
+    assert td.models.UNet2DModel.from_config(scaling.network(channels)).config["block_out_channels"] == [channels] * 3
