@@ -222,6 +222,22 @@ def test_attention_is_watched_after_a_recording() -> None:
     assert replayed(model)
 
 
+def test_a_watched_batch_is_not_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given = build(TOLD), arguments(0, 4 * LEAST, config=TOLD)
+    monkeypatch.setattr(record, "LIMIT", 1 << 22)  # floats: there is room for 16 samples, not for 32
+    for _ in range(3):
+        run(model, given)
+    assert {len(call.inputs[0]) for call in model.replay.calls.values() if not call.recording.refused} == {2 * LEAST}
+    with watching(model, 4 * LEAST, (16, 16)) as maps:
+        run(model, given)
+    assert maps.count == 4 and {len(sums) for sums in maps.sums.values()} == {4 * LEAST}
+    with profile() as seen:
+        run(model, given)
+    assert sum(row.calls for row in seen.rows if row.op == "conv2d") == sum(
+        isinstance(module, td.nn.Conv2d) for _, module in model.named_modules()
+    )
+
+
 def test_a_body_that_needs_numpy_is_not_recorded_but_right() -> None:
     model = build()
     for seed in range(2):  # 8 → 16, cut to 15: a view that a convolution copies

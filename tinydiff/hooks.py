@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def _observing(observer: Callable[[Call], None]) -> Iterator[None]:
+def observing(observer: Callable[[Call], None]) -> Iterator[None]:
+    """A block in which `observer` is shown every op that is computed, forward and backward; nothing is replayed there."""
     OBSERVERS.append(observer)
     try:
         yield
@@ -177,7 +178,7 @@ def profile() -> Iterator[Profile]:
     """
     found = Profile()
     started = perf_counter()
-    with _observing(found):
+    with observing(found):
         try:
             yield found
         finally:
@@ -280,7 +281,7 @@ def first_nonfinite(raises: bool = True) -> Iterator[NonFinite]:
     Every result is scanned, so use it to look for a cause, on the step that went wrong, not in every step.
     """
     found = NonFinite(raises)
-    with _observing(found):
+    with observing(found):
         yield found
 
 
@@ -319,6 +320,6 @@ def peak_memory() -> Iterator[Memory]:
     the block, and what kernels and definitions use inside while they run, is not counted.
     """
     found = Memory()
-    with _observing(found):
+    with observing(found):
         yield found
     found._alive.clear()

@@ -90,7 +90,7 @@ class Replay:
 
     def __call__(self, body: Body, module: Module, *inputs: Tensor | None) -> Tensor:
         """`body(*inputs)`."""
-        if STATE.enabled or record.active() is not None or not all(map(_fits, inputs)):
+        if STATE.enabled or record.active() is not None or not all(map(_fits, inputs)) or _observed():
             return body(*inputs)
         shapes = [None if x is None else x.data.shape for x in inputs]
         sample = tuple(shape and shape[1:] for shape in shapes)
@@ -100,10 +100,8 @@ class Replay:
             parts = [[None if x is None else Tensor(x.data[a:b]) for x in inputs] for a, b in pairwise(bounds)]
             return Tensor(np.concatenate([self(body, module, *part).data for part in parts]))
         key = (*shapes, get_num_threads(), kernels.conv.precise, get_ident())
-        with _recording:  # or another thread's recording would seem to be an observer, and rounding depend on chance
-            if OBSERVERS:
-                known = None
-            elif (known := self.calls.get(key)) is None or not known.holds():
+        with _recording:
+            if (known := self.calls.get(key)) is None or not known.holds():
                 self.calls.pop(key, None)
                 while len(self.calls) >= MOST:
                     del self.calls[next(iter(self.calls))]
@@ -111,8 +109,14 @@ class Replay:
                 if known.recording.too_large:
                     self.most[sample] = count // 2 if count >= 2 * LEAST else sys.maxsize
                 return Tensor(known.result.data.copy())
-        return body(*inputs) if known is None or known.recording.refused else known.again(inputs)
+        return body(*inputs) if known.recording.refused else known.again(inputs)
 
 
 def _fits(x: Tensor | None) -> bool:
     return x is None or (type(x.data) is np.ndarray and x.data.dtype == np.float32 and 0 < x.data.size <= record.LIMIT)
+
+
+def _observed() -> bool:
+    """Whether a block such as `td.profile()` is to see every op, of the whole batch at once."""
+    with _recording:  # or another thread's recording would seem to be an observer, and rounding depend on chance
+        return bool(OBSERVERS)
