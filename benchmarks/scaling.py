@@ -1,4 +1,7 @@
-"""How a training step's time grows with resolution, channels and batch: time per operation over a decade of each."""
+"""How a training step's time grows with resolution, channels and batch: time per operation over a decade of each.
+
+One point more, below each decade, shows where a step has so little arithmetic that Python is in charge (`overhead` is about that).
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from typing import Any
 from benchmarks.harness import Bench, Row
 from benchmarks.train import make_batch, preset, step_case
 
-SIZE, CHANNELS, BATCH = 16, 32, 16
-SWEEPS = {"resolution": (8, 16, 32, 64, 80), "channels": (16, 32, 64, 128, 160), "batch": (4, 8, 16, 32, 40)}
+SIZE, CHANNELS, BATCH = 32, 64, 8
+SWEEPS = {"resolution": (8, 16, 32, 64, 128, 160), "channels": (16, 32, 64, 128, 256, 320), "batch": (1, 4, 8, 16, 32, 40)}
 LARGEST_SPREAD = 2.0
 
 
@@ -34,10 +37,10 @@ def measure(bench: Bench, what: str, value: int) -> Row:
 def run(bench: Bench) -> None:
     """The suite: a row per point, and for each sweep how far the time per operation spreads."""
     for what, values in SWEEPS.items():
-        rows = [measure(bench, what, value) for value in (values[:2] if bench.settings.quick else values)]
+        rows = [measure(bench, what, value) for value in (values[:3] if bench.settings.quick else values)]
         summary: Row = {"suite": "scaling", "case": f"{what}: spread of time per operation", "remark": ""}
         for side in ("ours", "theirs"):
-            found = [row[f"{side}_ps_per_flop"] for row in rows if row.get(f"{side}_ps_per_flop")]
+            found = [row[f"{side}_ps_per_flop"] for row in rows if 10 * row["value"] >= values[-1] and row.get(f"{side}_ps_per_flop")]
             if found:
                 summary[f"{side}_spread"] = max(found) / min(found)
                 summary["remark"] += f"{side} {summary[f'{side}_spread']:.2f} "

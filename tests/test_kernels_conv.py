@@ -9,7 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinydiff.kernels import conv, gemm, memory, winograd
+from tinydiff.kernels import conv, gemm, memory
+from tinydiff.kernels import winograd_tiles as tiles
+from tinydiff.kernels.microkernel import LANES
 
 FLOAT32 = np.finfo(np.float32).eps
 
@@ -91,19 +93,19 @@ def times(matrix, values):
     return [sum(a * b for a, b in zip(row, values)) for row in matrix]
 
 
-@pytest.mark.parametrize("kind", range(len(winograd.TILE)))
+@pytest.mark.parametrize("kind", range(len(tiles.TILE)))
 def test_narrower_tiles_share_the_transformed_weights(kind):
     """Exactly, in fractions: outputs and weight gradient from the first of a whole tile's points, made with its weights."""
     rng = np.random.default_rng(0)
-    up, tile, sum_of, weight_of = kind > winograd.DOWN, winograd.TILE[kind], winograd.sum_of.py_func, winograd.weight_of.py_func
+    up, tile, sum_of, weight_of = kind > tiles.DOWN, tiles.TILE[kind], tiles.sum_of.py_func, tiles.weight_of.py_func
     taps = rng.integers(-9, 9, 3).tolist()
-    whole = winograd.matrices(kind, tile)[1]
+    whole = tiles.matrices(kind, tile)[1]
     transformed = times(whole, taps)
-    assert len(transformed) == winograd.weights(kind)
+    assert len(transformed) == tiles.weights(kind)
     for m in range(1 + up, tile + 1, 1 + up):
-        a, _, b = winograd.matrices(kind, m)
+        a, _, b = tiles.matrices(kind, m)
         data, gradient = rng.integers(-9, 9, len(b[0])).tolist(), rng.integers(-9, 9, m).tolist()
-        assert (len(b), len(a[0])) == (winograd.points(kind, m), winograd.sums(kind, m))
+        assert (len(b), len(a[0])) == (tiles.points(kind, m), tiles.sums(kind, m))
         sums, weight_sums = [0] * len(a[0]), [0] * len(transformed)
         spread = times(zip(*a), gradient)
         for p, value in enumerate(times(b, data)):
@@ -111,10 +113,10 @@ def test_narrower_tiles_share_the_transformed_weights(kind):
             weight_sums[weight_of(kind, p)] += spread[sum_of(kind, p)] * value
         if up:  # data are the numbers under a window that is spread out by zeros
             stuffed = [0, 0, *(v for d in data for v in (d, 0)), 0]
-            first = 2 if kind == winograd.UP_ODD else 3
+            first = 2 if kind == tiles.UP_ODD else 3
             reached = [[stuffed[first + i - 1 + k] for k in range(3)] for i in range(m)]
         else:
-            reached = [[data[i * (1 + (kind == winograd.DOWN)) + k] for k in range(3)] for i in range(m)]
+            reached = [[data[i * (1 + (kind == tiles.DOWN)) + k] for k in range(3)] for i in range(m)]
         assert times(a, sums) == times(reached, taps)
         assert times(zip(*whole), weight_sums) == times(zip(*reached), gradient)
 
@@ -264,7 +266,7 @@ def test_winograd(force, factor, data):
 @pytest.mark.parametrize("force, factor", [("winograd_f4", WINOGRAD), ("winograd_f2", 1)])
 def test_threads_share_out_channels_of_few_tiles(monkeypatch, force, factor, threads, parts):
     monkeypatch.setattr(conv, "threads_for", lambda items, work: threads)
-    case = 5, 7, 6, 9 * winograd.LANES + 6, 3, 3, 40, (1, 1), ((1, 1), (1, 1)), 0
+    case = 5, 7, 6, 9 * LANES + 6, 3, 3, 40, (1, 1), ((1, 1), (1, 1)), 0
     x, _, g = arrays(case)
     assert conv._winograd_plan(5, (7, 6), x.shape[3], 40, conv.KINDS[force], sums=True)[:2] == (threads, parts)
     options = {"kernel_size": (3, 3), "stride": (1, 1), "padding": case[-2], "force": force}

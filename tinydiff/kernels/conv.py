@@ -21,6 +21,7 @@ import numba
 import numpy as np
 
 from tinydiff.kernels import direct, winograd
+from tinydiff.kernels import winograd_tiles as tiles
 from tinydiff.kernels.launch import launch
 from tinydiff.kernels.memory import address, contiguous, empty, lasting, scratch
 from tinydiff.kernels.microkernel import LANES, REST, ROWS, WIDTH
@@ -40,7 +41,7 @@ PIXELS = 192  # that the weight gradient multiplies over at a time: a panel of t
 UNPACKED = 10_000_000  # multiplications up to which weights aren't packed
 BLOCK = 256 * ROWS  # Winograd: tiles × channels that a thread takes at a time, for the same reason
 CUT = 1.5  # Winograd's weight gradient: tiles for each channel up to which threads share out the channels
-KINDS = {"winograd_f4": winograd.F4, "winograd_f2": winograd.F2, "winograd_s2": winograd.DOWN}
+KINDS = {"winograd_f4": tiles.F4, "winograd_f2": tiles.F2, "winograd_s2": tiles.DOWN}
 TRANSFORM, WEIGHTS = {1: 10, 2: 7}, 23  # see `algorithm`
 CALL = 700_000  # multiplications that take as long as a kernel's call
 SMALL = 500_000  # multiplications under which a second thread costs more than it brings
@@ -71,8 +72,8 @@ def algorithm(kernel: Pair, stride: Pair, channels: int, filters: int, pixels: t
 
 def _points(side: int, kind: int) -> int:
     """Winograd's points along an axis, of all its tiles. At a stride of 2 `side` is the output's, in all directions."""
-    tile = winograd.TILE[kind]
-    return side // tile * winograd.points(kind, tile) + (winograd.points(kind, side % tile) if side % tile else 0)
+    tile = tiles.TILE[kind]
+    return side // tile * tiles.points(kind, tile) + (tiles.points(kind, side % tile) if side % tile else 0)
 
 
 @lru_cache(maxsize=1024)
@@ -87,7 +88,7 @@ def _cheapest(
     products = channels * _up(filters, WIDTH)
     costs = {"direct": 9 * n * ho * wo * products + CALL * (calls - 1)}
     for name in ("winograd_f4", "winograd_f2") if stride == (1, 1) else ("winograd_s2",):
-        points = n * _points(ho, KINDS[name]) * _points(wo, KINDS[name]) + WEIGHTS * winograd.weights(KINDS[name]) ** 2
+        points = n * _points(ho, KINDS[name]) * _points(wo, KINDS[name]) + WEIGHTS * tiles.weights(KINDS[name]) ** 2
         costs[name] = points * (products + TRANSFORM[stride[0]] * (_up(channels, LANES) + _up(filters, LANES)))
     if precise:
         costs = {name: cost for name, cost in costs.items() if name in ("direct", "winograd_f2")}
@@ -242,30 +243,30 @@ def _winograd_plan(n: int, size: Pair, c: int, o: int, kind: int, *, sums: bool 
     There are fewer parts than threads where the tiles are added up (`sums`) and few: each part has its own sums, which another
     thread then has to fetch, and that took longer than transforming the gradient once for every share of the channels.
     """
-    tile, strided = winograd.TILE[kind], kind > winograd.F4
+    tile, strided = tiles.TILE[kind], kind > tiles.F4
     (qy, ry), (qx, rx) = (divmod(side, tile) for side in size)
     kinds = [n * qy * (rx > 0), n * qy * qx, n * (ry > 0) * qx, n * (ry > 0) * (rx > 0)]  # each is shared out by itself
     threads = threads_for(-(-sum(kinds) // ROWS), n * size[0] * size[1] * 9 * c * o)
     cuts = max((d for d in range(1, c // WIDTH + 1) if threads % d == 0), default=1) if sums and sum(kinds) <= CUT * c else 1
     parts, c = threads // cuts, _up(-(-c // cuts), LANES)
-    share = sum(-(-tiles // parts) for tiles in kinds)
+    share = sum(-(-count // parts) for count in kinds)
     # Weights that fill L2 are read again for each block, which had better be large: 128 channels became 1.1 to 1.4 times as fast.
     least = ROWS * (1 + strided if c * o < 1 << 14 else 3 if c * o <= 1 << 16 else 4)
     blocks = -(-share // max(least, BLOCK // ((1 + strided) * (c + o))))  # at a stride of 2, a tile has twice the points
     block = _up(-(-share // blocks), ROWS)
-    planes = (winograd.points(kind, tile), c), (winograd.sums(kind, tile), _up(o, WIDTH))
+    planes = (tiles.points(kind, tile), c), (tiles.sums(kind, tile), _up(o, WIDTH))
     return threads, parts, block, [threads * side**2 * (block * width + LANES) for side, width in planes]
 
 
 def _winograd_forward(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y: np.ndarray, first: Pair, kind: int) -> None:
     (n, height, width, c), (_, *size, o) = x.shape, y.shape
     threads, _, block, sizes = _winograd_plan(n, (size[0], size[1]), c, o, kind)
-    transformed = winograd.weights(kind) ** 2 * (c * _up(o, WIDTH) + LANES)
+    transformed = tiles.weights(kind) ** 2 * (c * _up(o, WIDTH) + LANES)
     kept = lasting(w, transformed)
     _keep, (packed, u, v, m) = scratch(9 * c * _up(o, WIDTH), 0 if kept else transformed, *sizes)
     u, steps = kept or u, [step // 4 for step in w.strides]
     launch(
-        winograd.transform_weights, threads, address(w), *steps, c, o, packed, u, min(kind, winograd.DOWN), threads,
+        winograd.transform_weights, threads, address(w), *steps, c, o, packed, u, min(kind, tiles.DOWN), threads,
         recorded=not kept,
     )  # fmt: skip
     launch(
@@ -279,7 +280,7 @@ def _winograd_weight_grad(x: np.ndarray, g: np.ndarray, dw: np.ndarray, first: P
     (n, height, width, c), (_, ho, wo, o) = x.shape, g.shape
     threads, parts, block, sizes = _winograd_plan(n, (ho, wo), c, o, kind, sums=True)
     totals = np.zeros((parts, n, o), np.float32) if sums_of_g else None
-    _keep, (sums, v, d) = scratch(parts * winograd.weights(kind) ** 2 * (_up(c, REST) * _up(o, WIDTH) + LANES), *sizes)
+    _keep, (sums, v, d) = scratch(parts * tiles.weights(kind) ** 2 * (_up(c, REST) * _up(o, WIDTH) + LANES), *sizes)
     launch(
         winograd.weight_grad, threads, address(x), address(g), sums, address(totals), v, d,
         n, height, width, c, *first, ho, wo, o, block, kind, parts, threads,
@@ -343,7 +344,7 @@ def conv2d_input_grad(
     turned, first = w[::-1, ::-1].transpose(0, 1, 3, 2), (kh - 1 - top, kw - 1 - left)
     if how == "winograd_s2" and height % 2 == width % 2 == 0 == (top - left) % 2:
         first = (top + 1) % 2 - top // 2, (left + 1) % 2 - left // 2
-        _winograd_forward(g, turned, None, residual, dx, first, winograd.UP_ODD if top % 2 else winograd.UP)
+        _winograd_forward(g, turned, None, residual, dx, first, tiles.UP_ODD if top % 2 else tiles.UP)
         return dx
     if how in ("winograd_f4", "winograd_f2"):
         _winograd_forward(g, turned, None, residual, dx, first, KINDS[how])
