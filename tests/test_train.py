@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tinydiff import Tensor, data, tasks, train
+from tinydiff import Tensor, data, hooks, tasks, train
 from tinydiff.augment import jitter
 from tinydiff.pipeline import Pipeline, load_model, sample_labels, sheet
 from tinydiff.run import Run
@@ -115,6 +115,19 @@ def test_the_model_is_the_average_of_the_weights(tmp_path: Path) -> None:
     np.testing.assert_allclose(stored["model/head.weight"], average.T, rtol=1e-5)  # files hold [out, in]
     np.testing.assert_array_equal(stored["state/weights.head.weight"], trainer.model.head.weight.data)  # type: ignore[attr-defined]
     assert not np.allclose(stored["model/head.weight"].T, stored["state/weights.head.weight"], rtol=1e-5)
+
+
+def test_checkpointed_training_is_the_same() -> None:
+    def gradients(checkpointing: bool) -> list[np.ndarray]:
+        task = tasks.make_task(tasks.configure("denoiser", "small", {**TINY, "gradient_checkpointing": checkpointing}))
+        model = task.build()
+        with hooks.profile() as seen:
+            task.loss(model, 0).backward()
+        assert any(row.phase == "recompute" for row in seen.rows) is checkpointing
+        return [p.grad.numpy() for p in model.parameters()]
+
+    for a, b in zip(gradients(False), gradients(True)):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_showing_changes_nothing(tmp_path: Path) -> None:

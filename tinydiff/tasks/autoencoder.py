@@ -12,7 +12,7 @@ from tinydiff.models.autoencoder import LECTURE, stage_table
 from tinydiff.nn import Module
 from tinydiff.pipeline import check_card, load_model
 from tinydiff.reconstruction import fidelity, measure_latents, reconstruct, side_by_side
-from tinydiff.tasks.base import Config, OnPictures
+from tinydiff.tasks.base import CHECKPOINTING, Config, OnPictures
 from tinydiff.tensor import Tensor, as_tensor
 
 
@@ -22,14 +22,13 @@ class AutoencoderTask(OnPictures):
     With a KL weight above 0 the bottleneck is Gaussian and its noise is drawn; with 0 it is plain, and logvar means nothing.
     """
 
-    DEFAULTS: ClassVar[Config] = {
+    DEFAULTS: ClassVar[Config] = CHECKPOINTING | {
         "factor": 4,  # how many pixels of height, and of width, become one
         "latent": 4,  # channels of the latents
         "width": 16,  # channels at full size; twice as many at half, four times from a quarter on
         "kl": 1e-4,  # weight of the KL divergence, in nats by number in the picture
         "perceptual": 0.0,  # weight of the difference in the eyes of
         "classifier": "classifier",  # this one
-        "gradient_checkpointing": False,  # a third more time for far less memory
     }
     PRESETS: ClassVar[dict[str, Config]] = {
         "small": {"model": {"layers_per_block": 1, "norm_num_groups": 8}},

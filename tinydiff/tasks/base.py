@@ -29,6 +29,7 @@ COMMON: Config = {
     "clip": 1.0,  # of the gradient's norm
     "ema": 0.999,  # decay of the averaged weights, which are the ones kept
 }
+CHECKPOINTING: Config = {"gradient_checkpointing": False}  # a third more time for far less memory; of the large networks
 
 
 class Task(Protocol):

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tinydiff import images, models, random
+from tinydiff import images, models
 from tinydiff.nn import Module
 from tinydiff.pipeline import Pipeline, check_card
 from tinydiff.tasks.base import Config, check_share
@@ -24,6 +24,7 @@ UNET: Config = {
 class DenoiserTask(Denoising):
     """A UNet that predicts the noise in a picture (or v, or the picture itself), told the class of the picture or nothing."""
 
+    NETWORK = models.UNet2DModel
     DEFAULTS: ClassVar[Config] = Denoising.DEFAULTS | {"class_drop": 0.2}  # how often the class is withheld, for guidance
     PRESETS: ClassVar[dict[str, Config]] = {
         "small": {"model": UNET | {"block_out_channels": [32, 64, 64], "layers_per_block": 1}},
@@ -41,11 +42,6 @@ class DenoiserTask(Denoising):
         widths = self.LATENT_WIDTHS[self.config["preset"]]
         network = {} if self.autoencoder is None else latent_unet(self.space.size, widths)
         return network | {"num_class_embeds": self.classes + 1 if self.classes else None} | super().model_config()
-
-    def build(self) -> Module:
-        """See `Task`."""
-        random.manual_seed(self.config["seed"])
-        return models.UNet2DModel.from_config(self.model_config())
 
     def told(self, step: int, rng: np.random.Generator) -> np.ndarray | None:
         """Labels (N,), some of them withheld; None for data without classes."""

@@ -8,13 +8,14 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from tinydiff import models, ops
+from tinydiff import models, ops, random
 from tinydiff.diffusion import DISTRIBUTIONS, KINDS, make_example, make_schedule
+from tinydiff.models.unet import UNet
 from tinydiff.names import choose
 from tinydiff.nn import Module
 from tinydiff.pipeline import AUTOENCODER, load_model, save_model, weights_hash
 from tinydiff.space import Latents, Pixels, Space, cached_moments
-from tinydiff.tasks.base import Config, OnPictures
+from tinydiff.tasks.base import CHECKPOINTING, Config, OnPictures
 from tinydiff.tensor import Tensor, as_tensor
 
 ATTENDED = 8  # the longest side of a map whose places all look at the words
@@ -46,7 +47,7 @@ class Denoising(OnPictures):
     the autoencoder's bottleneck is Gaussian each step draws them anew.
     """
 
-    DEFAULTS: ClassVar[Config] = {
+    DEFAULTS: ClassVar[Config] = CHECKPOINTING | {
         "schedule": "cosine",
         "predict": "v",
         "times": "uniform",  # how t is drawn
@@ -56,6 +57,7 @@ class Denoising(OnPictures):
         "latents": None,  # run of the autoencoder whose latents to denoise, in place of pixels
     }
 
+    NETWORK: ClassVar[type[UNet]]
     LATENT_WIDTHS: ClassVar[dict[str, list[int]]] = {"small": [128, 128, 128], "base": [128, 256, 256]}
 
     @classmethod
@@ -109,6 +111,13 @@ class Denoising(OnPictures):
         """The network's configuration, its sizes taken from the data."""
         height, _, channels = self.space.size
         return {"sample_size": height, "in_channels": channels, "out_channels": channels} | self.config["model"]
+
+    def build(self) -> Module:
+        """See `Task`."""
+        random.manual_seed(self.config["seed"])
+        model = self.NETWORK.from_config(self.model_config())
+        model.gradient_checkpointing = self.config["gradient_checkpointing"]
+        return model
 
     def card(self) -> Config:
         """See `Task`."""

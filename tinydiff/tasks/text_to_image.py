@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tinydiff import data, images, models, random
+from tinydiff import data, images, models
 from tinydiff.nn import Module
 from tinydiff.pipeline import check_card
 from tinydiff.prompts import TextEncoder, TextPipeline
@@ -27,6 +27,7 @@ SOME = 1000  # captions that are looked at for their length
 class TextToImageTask(Denoising):
     """A conditional UNet that predicts the noise in a picture, told a caption of it or nothing."""
 
+    NETWORK = models.UNet2DConditionModel
     DEFAULTS: ClassVar[Config] = Denoising.DEFAULTS | {
         "text": "",  # run of `train clip` whose text encoder to listen to
         "caption_drop": 0.1,  # how often the caption is withheld, for guidance
@@ -66,11 +67,6 @@ class TextToImageTask(Denoising):
         widths = self.LATENT_WIDTHS[self.config["preset"]]
         network = {} if self.autoencoder is None else latent_unet(self.space.size, widths, "CrossAttn")
         return network | {"cross_attention_dim": self.text.width} | super().model_config()
-
-    def build(self) -> Module:
-        """See `Task`."""
-        random.manual_seed(self.config["seed"])
-        return models.UNet2DConditionModel.from_config(self.model_config())
 
     def told(self, step: int, rng: np.random.Generator) -> np.ndarray:
         """A caption of each picture as vectors (N, length, width); some are withheld, and say nothing: ""."""
