@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import tinydiff
 from tinydiff import Tensor, data, hooks, tasks, train
 from tinydiff.augment import jitter
+from tinydiff.kernels import launch
 from tinydiff.pipeline import Pipeline, load_model, sample_labels, sheet
 from tinydiff.run import Run
 
@@ -115,6 +117,23 @@ def test_the_model_is_the_average_of_the_weights(tmp_path: Path) -> None:
     np.testing.assert_allclose(stored["model/head.weight"], average.T, rtol=1e-5)  # files hold [out, in]
     np.testing.assert_array_equal(stored["state/weights.head.weight"], trainer.model.head.weight.data)  # type: ignore[attr-defined]
     assert not np.allclose(stored["model/head.weight"].T, stored["state/weights.head.weight"], rtol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of the small preset, twice: with enough pictures that kernels share the work out among all threads."""
+    used, launched = [], launch._launch
+    monkeypatch.setattr(launch, "_launch", lambda function, args, n: used.append(n) or launched(function, args, n))
+    config = tasks.configure("denoiser", "small", {"batch_size": 12, "lr": 1e-2})
+
+    def trained() -> dict[str, bytes]:
+        trainer = train.Trainer(tasks.make_task(config), total=2)
+        for _ in range(2):
+            trainer.advance()
+        return {name: p.data.tobytes() for name, p in trainer.model.named_parameters()}
+
+    first, second = trained(), trained()
+    assert [name for name in first if first[name] != second[name]] == []
+    assert any(n > 1 for n in used) == (tinydiff.get_num_threads() > 1)
 
 
 def test_checkpointed_training_is_the_same() -> None:
