@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tinydiff as td
-from tinydiff import data
+from tinydiff import __version__, data, figures
 from tinydiff.cli import cli
 from tinydiff.contrastive import Matcher, background, contrastive_loss, guessing, recalls, retrieval, same_pairs, zero_shot
 from tinydiff.data.captions import Captions
 from tinydiff.data.shapes import COLOURS, SHAPES, SIZES, misleading, parse
+from tinydiff.dream import PixelGradients
 from tinydiff.images import read_png_metadata, save_png
 from tinydiff.models import CLIP
 from tinydiff.pipeline import load_model
@@ -188,7 +189,25 @@ def test_score(walls: tuple[Path, Path], tmp_path: Path) -> None:
         assert figure.width > 300 and figure.height > 200
     plain = CliRunner().invoke(cli, arguments, catch_exceptions=False).output
     assert "red.png" in plain and "a blue wall" in plain and f"{expected[0, 1]:.3f} *" in plain
-    assert read_png_metadata(tmp_path / "table.png") is not None
+    said = read_png_metadata(tmp_path / "table.png")
+    assert said["run"] == str(run) and said["weights"] == matcher.hash and __version__ in said["software"]
+    assert json.loads(said["captions"]) == ["a blue wall", "a red wall"]
+    assert json.loads(said["pictures"]) == [str(folder / "red.png"), str(folder / "blue.png")]
+
+
+def test_score_draws_unless_it_cannot(walls: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, folder = walls
+    monkeypatch.chdir(tmp_path)
+    command = ["score", str(run), str(folder / "red.png"), "--captions", "a blue wall"]
+    assert CliRunner().invoke(cli, command, catch_exceptions=False).output.splitlines()[-1] == "score.png"
+    assert read_png_metadata("score.png")["run"] == str(run)
+    many = CliRunner().invoke(cli, [*command, *map(str, range(60)), "--json"], catch_exceptions=False)
+    assert "at most 40" in many.stderr and json.loads(many.stdout)["files"] == []
+    written = Path("score.png").read_bytes()
+    for wrong in (["--captions", *map(str, range(60)), "--out", "a.png"], ["--out", "no/such.png"]):
+        assert CliRunner().invoke(cli, [*command, *wrong]).exit_code == 2
+    mine = CliRunner().invoke(cli, ["score", str(run), "score.png", "--captions", "a"])  # what it reads, it does not overwrite
+    assert mine.exit_code == 2 and "score.png is what is read" in mine.stderr and Path("score.png").read_bytes() == written
 
 
 def test_search(walls: tuple[Path, Path], tmp_path: Path) -> None:
@@ -311,6 +330,24 @@ def test_data_without_captions(tmp_path: Path) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------------- figures
+
+
+def test_names_and_captions_are_no_mathematics(tmp_path: Path) -> None:
+    """What matplotlib would read as a formula, and fail at, is drawn as it is; and told in the metadata."""
+    odd, path, picture = r"$\bad$ and $$", tmp_path / "a.png", np.zeros((4, 4, 1), np.uint8)
+    maps, settings = np.ones((4, 4, 1)), {"captions": [odd, "☃"], "run": odd}
+    gradients = PixelGradients(maps, maps, 0.1, 0.1, 16)
+    for draw in (
+        lambda: figures.score_map(np.eye(2), np.stack([picture] * 2), [odd, "b"], path, ["a", "b"], settings),
+        lambda: figures.score_map(np.eye(2), np.stack([picture] * 2), ["a", "b"], path, [odd, "b"], settings),
+        lambda: figures.attention_figure([(picture, [odd], maps)], path, settings),
+        lambda: figures.probability_curve([0.1, 0.9], odd, path, settings),
+        lambda: figures.pixel_gradient_figure(gradients, maps, odd, path, settings),
+    ):
+        draw()
+        said = read_png_metadata(path)
+        assert said["run"] == odd and json.loads(said["captions"]) == settings["captions"]
+        path.unlink()
 
 
 class Oracle(Matcher):

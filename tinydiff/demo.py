@@ -64,5 +64,6 @@ def draw_words(run: Run, folder: Path, prompts: list[str], seed: int = 0) -> Pat
     drawn = pipeline.draw([prompts[label] for label in labels], seeds, steps=STEPS)
     settings = {"prompt": prompts, "seeds": f"{seeds[0]}-{seeds[-1]}", "steps": STEPS, "weights": pipeline.hash}
     images.save_png(folder / "words.png", sheet(drawn, labels, 2), settings)
-    figures.attention_figure([pipeline.look(prompt, seed, steps=STEPS) for prompt in prompts], folder / "attention.png")
+    looks = [pipeline.look(prompt, seed, steps=STEPS) for prompt in prompts]
+    figures.attention_figure(looks, folder / "attention.png", settings | {"seeds": str(seed)})
     return folder / "words.png"

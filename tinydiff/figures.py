@@ -1,4 +1,7 @@
-"""Figures, drawn with matplotlib (loaded when the first one is) and written as PNG."""
+"""Figures, drawn with matplotlib (loaded when the first one is) and written as PNG, with their `settings` as metadata.
+
+Names and captions are a user's: they are drawn as they are, never read as mathematics, which "$" would begin.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinydiff.images import png_text
 from tinydiff.io import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from tinydiff.dream import PixelGradients
+
+Settings = Mapping[str, Any] | None
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -23,9 +29,9 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def _save(figure: Figure, path: str | Path, settings: Settings = None) -> None:
     buffer = BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", pil_kwargs={"pnginfo": png_text(settings)})
     write_atomic(path, buffer.getvalue())
 
 
@@ -48,20 +54,24 @@ def loss_curve(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     _save(figure, path)
 
 
-def probability_curve(probabilities: Sequence[float], name: str, path: str | Path) -> None:
+def probability_curve(probabilities: Sequence[float], name: str, path: str | Path, settings: Settings = None) -> None:
     """P(class | picture) at each step of a dream."""
     figure = _figure(7, 3.5)
     axes = figure.subplots()
     axes.plot(probabilities)
-    axes.set(xlabel="step", ylabel=f"P({name} | picture)", ylim=(-0.02, 1.02), xlim=(0, len(probabilities) - 1))
+    axes.set(xlabel="step", ylim=(-0.02, 1.02), xlim=(0, len(probabilities) - 1))
+    axes.set_ylabel(f"P({name} | picture)", parse_math=False)
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    _save(figure, path, settings)
 
 
-def pixel_gradient_figure(found: PixelGradients, picture: np.ndarray, name: str, path: str | Path) -> None:
+def pixel_gradient_figure(
+    found: PixelGradients, picture: np.ndarray, name: str, path: str | Path, settings: Settings = None
+) -> None:
     """The picture (H, W, C) in [-1, 1], its gradient by finite differences and by backward, and their difference."""
     figure = _figure(11, 3.4)
-    figure.suptitle(f"How log P({name}) changes with each pixel: by {found.evaluations:,} evaluations, or by one backward pass")
+    ways = f"by {found.evaluations:,} evaluations, or by one backward pass"
+    figure.suptitle(f"How log P({name}) changes with each pixel: {ways}", parse_math=False)
     largest = float(np.abs(found.backward).max())
     difference = found.differences - found.backward
     worst = float(np.abs(difference).max())
@@ -77,11 +87,16 @@ def pixel_gradient_figure(found: PixelGradients, picture: np.ndarray, name: str,
         axes.axis("off")
         bar = figure.colorbar(shown, ax=axes, shrink=0.7)
         bar.ax.tick_params(labelsize=7)
-    _save(figure, path)
+    _save(figure, path, settings)
 
 
 def score_map(
-    scores: np.ndarray, pictures: np.ndarray, captions: Sequence[str], path: str | Path, names: Sequence[str] = ()
+    scores: np.ndarray,
+    pictures: np.ndarray,
+    captions: Sequence[str],
+    path: str | Path,
+    names: Sequence[str] = (),
+    settings: Settings = None,
 ) -> None:
     """How well each caption fits each picture: cosines (N, M) of N pictures, uint8 (N, H, W, C), with M captions, as a heat map.
 
@@ -93,8 +108,8 @@ def score_map(
     figure = _figure(2.5 + 0.75 * m, 1.6 + 0.75 * n)
     axes = figure.subplots()
     shown = axes.imshow(scores, cmap="viridis", aspect="auto")
-    axes.set_xticks(range(m), captions, rotation=40, ha="right", fontsize=8)
-    axes.set_yticks(range(n), names or [""] * n, fontsize=8)
+    axes.set_xticks(range(m), captions, rotation=40, ha="right", fontsize=8, parse_math=False)
+    axes.set_yticks(range(n), names or [""] * n, fontsize=8, parse_math=False)
     axes.tick_params(axis="y", pad=62, length=0)
     for row, picture in enumerate(pictures):
         beside = axes.inset_axes((-1.4, row - 0.42, 0.84, 0.84), transform=axes.transData)
@@ -106,10 +121,12 @@ def score_map(
         corner = (int(scores[row].argmax()) - 0.5, row - 0.5)
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="red", linewidth=1.5))
     figure.colorbar(shown, ax=axes, label="cosine", shrink=0.8)
-    _save(figure, path)
+    _save(figure, path, settings)
 
 
-def attention_figure(rows: Sequence[tuple[np.ndarray, Sequence[str], np.ndarray]], path: str | Path) -> None:
+def attention_figure(
+    rows: Sequence[tuple[np.ndarray, Sequence[str], np.ndarray]], path: str | Path, settings: Settings = None
+) -> None:
     """A row for each (picture (H, W, C) uint8, words, maps (H, W, words)): the picture, then where each word was looked at.
 
     Within a row all maps have one scale, so a word that was looked at little stays dark.
@@ -122,5 +139,5 @@ def attention_figure(rows: Sequence[tuple[np.ndarray, Sequence[str], np.ndarray]
         axes[0].imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=255)
         for plot, word, seen in zip(axes[1:], words, np.moveaxis(maps, -1, 0)):
             plot.imshow(seen, cmap="inferno", vmin=maps.min(), vmax=maps.max())
-            plot.set_title(word, fontsize=8)
-    _save(figure, path)
+            plot.set_title(word, fontsize=8, parse_math=False)
+    _save(figure, path, settings)

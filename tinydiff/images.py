@@ -76,7 +76,14 @@ def grid(images: np.ndarray, columns: int | None = None, gap: int = 1, enlarged:
 
 
 def save_png(path: str | Path, image: np.ndarray, metadata: Mapping[str, Any] | None = None, enlarged: int = 1) -> None:
-    """Write a picture as PNG, atomically, each entry of `metadata` as a text chunk (strings as they are, the rest as JSON)."""
+    """Write a picture as PNG, atomically, with `metadata` as `png_text` has it."""
+    buffer = io.BytesIO()
+    _to_pillow(image, enlarged).save(buffer, "PNG", pnginfo=png_text(metadata), optimize=True)
+    write_atomic(path, buffer.getvalue())
+
+
+def png_text(metadata: Mapping[str, Any] | None) -> PngImagePlugin.PngInfo:
+    """Each entry as a text chunk (strings as they are, the rest as JSON), for Pillow to write. Raises ValueError for bad ones."""
     info = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         if not (key.isascii() and key.isprintable() and key.strip() == key and 1 <= len(key) <= 79):
@@ -86,9 +93,7 @@ def save_png(path: str | Path, image: np.ndarray, metadata: Mapping[str, Any] | 
             raise ValueError(f"PNG metadata {key!r} holds a NUL character, which a PNG text can't")
         # Latin-1 text is what every PNG reader knows; the rest needs the newer, UTF-8 chunk.
         (info.add_text if text.isascii() else info.add_itxt)(key, text)
-    buffer = io.BytesIO()
-    _to_pillow(image, enlarged).save(buffer, "PNG", pnginfo=info, optimize=True)
-    write_atomic(path, buffer.getvalue())
+    return info
 
 
 def read_png_metadata(path: str | Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from tinydiff.cli.options import as_json
+from tinydiff.cli.options import as_json, check_out
 
 File = click.Path(dir_okay=False, path_type=Path)
 
@@ -30,7 +30,7 @@ def compress(picture: Path, out: Path, run: str, step: float, as_json: bool) -> 
     from tinydiff.models import AutoencoderKL
     from tinydiff.pipeline import load_model
 
-    _check_out(out, picture)
+    check_out(out, picture)
     if not 0 < step < math.inf:
         raise click.BadParameter(f"{step} is not above 0 and finite", param_hint="--step")
     model, card = load_model(run, "autoencoder")
@@ -92,7 +92,7 @@ def decompress(file: Path, out: Path, run: str) -> None:
     from tinydiff import compress as codec
     from tinydiff import images
 
-    _check_out(out, file)
+    check_out(out, file)
     data = codec.read_file(file)
     model = codec.load_decoder(run)
     try:
@@ -101,10 +101,3 @@ def decompress(file: Path, out: Path, run: str) -> None:
         raise ValueError(f"cannot open {file}: {error}") from error
     images.save_png(out, picture)
     print(out)
-
-
-def _check_out(out: Path, source: Path) -> None:
-    if not out.absolute().parent.is_dir():
-        raise click.UsageError(f"{out}: there is no folder {out.parent}; make it first")
-    if out.exists() and source.exists() and out.samefile(source):
-        raise click.UsageError(f"{out} is what is read; choose another name to write")

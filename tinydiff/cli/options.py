@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -114,3 +115,11 @@ def check_device(name: str) -> None:
         backend.check_device(name)
     except (ValueError, RuntimeError) as error:
         raise click.BadParameter(str(error), param_hint="--device") from None
+
+
+def check_out(out: Path, *sources: Path) -> None:
+    """Refuse a file to write that lies in no folder, or is one of those to read. Raises click.UsageError."""
+    if not out.absolute().parent.is_dir():
+        raise click.UsageError(f"{out}: there is no folder {out.parent}; make it first")
+    if out.exists() and any(source.exists() and out.samefile(source) for source in sources):
+        raise click.UsageError(f"{out} is what is read; choose another name to write")

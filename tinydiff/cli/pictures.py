@@ -135,8 +135,8 @@ def dream(target: int, start: Path | None, steps: int, rate: float, seed: int, c
     shown = range(0, steps + 1, max(1, steps // 150))
     images.save_gif(out / "film.gif", [found.pictures[i] for i in shown] + [found.pictures[-1]], 0.04, hold=2.0, enlarged=scale)
     images.save_png(out / "picture.png", found.pictures[-1], settings, enlarged=scale)
-    figures.probability_curve(found.probabilities, name, out / "curve.png")
-    figures.pixel_gradient_figure(gradients, picture, name, out / "gradient.png")
+    figures.probability_curve(found.probabilities, name, out / "curve.png", settings)
+    figures.pixel_gradient_figure(gradients, picture, name, out / "gradient.png", settings)
 
     print(f"P({name}) went from {found.probabilities[0]:.3g} to {found.probabilities[-1]:.3g} in {steps} steps")
     table = Table("gradient by the pixels", "evaluations", "milliseconds", "largest difference, relative")

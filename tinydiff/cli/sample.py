@@ -10,7 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
-from tinydiff.cli.options import MOST, Numbers, as_json, check_device, device, progress, spoken_warnings
+from tinydiff.cli.options import MOST, Numbers, as_json, check_device, check_out, device, progress, spoken_warnings
 from tinydiff.diffusion import SAMPLERS
 
 File = click.Path(dir_okay=False, path_type=Path)
@@ -68,6 +68,7 @@ def sample(
 
     A run of text-to-image draws what --prompt says.
     """
+    from tinydiff import __version__
     from tinydiff.diffusion import noise_source
     from tinydiff.pipeline import sample_labels
     from tinydiff.prompts import GUIDANCE, TextPipeline, load_pipeline
@@ -83,8 +84,7 @@ def sample(
         out = Path("samples.png")
     files = [path for path in (out, gif, npz, attention) if path is not None]
     for path in files:
-        if not path.absolute().parent.is_dir():
-            raise click.UsageError(f"{path}: there is no folder {path.parent}; make it first")
+        check_out(path)
     pipeline = load_pipeline(run, device)
     if isinstance(pipeline, TextPipeline):
         if classes is not None or not prompts:
@@ -163,12 +163,15 @@ def sample(
     }
     if interpolate is not None or through is not None:
         frames = [picture[None] for picture in drawn]
-    _write(drawn, labels, frames, settings, out, gif, npz)
+    made = settings | {"software": f"tinydiff {__version__}"}
+    _write(drawn, labels, frames, made, out, gif, npz)
     if attention is not None and isinstance(pipeline, TextPipeline):
         from tinydiff.figures import attention_figure
 
         looks = [pipeline.look(prompt, seeds[0], negative=negative or "", **common) for prompt in dict.fromkeys(prompts)]
-        attention_figure(looks, attention)
+        unheard = ("init", "strength", "mask", "interpolate")  # each picture is drawn from the first seed's noise alone
+        alone = {name: value for name, value in made.items() if name not in unheard} | {"seeds": str(seeds[0])}
+        attention_figure(looks, attention, alone)
     print(json.dumps(settings | {"n": n, "files": [str(f) for f in files]}) if as_json else "\n".join(map(str, files)))
 
 
@@ -235,12 +238,12 @@ def _write(
     gif: Path | None,
     npz: Path | None,
 ) -> None:
-    from tinydiff import __version__, images, io
+    from tinydiff import images, io
     from tinydiff.pipeline import sheet
 
     scale = max(1, 64 // max(drawn.shape[1:3]))
     if out is not None:
-        images.save_png(out, sheet(drawn, labels, scale), settings | {"software": f"tinydiff {__version__}"})
+        images.save_png(out, sheet(drawn, labels, scale), settings)
     if gif is not None and frames is not None:
         shown = labels if len(frames[0]) == len(drawn) else None
         images.save_gif(gif, [sheet(frame, shown, scale) for frame in frames], 0.06, hold=2.0)

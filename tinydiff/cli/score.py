@@ -9,9 +9,10 @@ from pathlib import Path
 import click
 import numpy as np
 
-from tinydiff.cli.options import as_json
+from tinydiff.cli.options import as_json, check_out
 
 Picture = click.Path(path_type=Path)
+File = click.Path(dir_okay=False, path_type=Path)
 MOST = 40  # rows and columns of a figure that can still be read
 
 
@@ -37,29 +38,38 @@ class Words(click.Command):
 @click.argument("run")
 @click.argument("pictures", nargs=-1, required=True, type=Picture, metavar="PICTURE ...")
 @click.option("--captions", multiple=True, required=True, metavar="TEXT ...", help="What may be said of them.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="PNG to write: the table as a heat map.")
+@click.option("--out", type=File, help="PNG: the table as a heat map.  [default: score.png]")
 @as_json
 def score(run: str, pictures: tuple[Path, ...], captions: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     """How well each caption fits each PICTURE, by RUN's encoders: the cosine of their vectors.
 
-    tinydiff score RUN a.png b.png --captions "a hungry dinosaur" "a soaring bird" --out table.png
+    tinydiff score RUN a.png b.png --captions "a hungry dinosaur" "a soaring bird"
     """
-    from tinydiff import figures
+    from tinydiff import __version__, figures
     from tinydiff.contrastive import Matcher
 
-    if out is not None and max(len(pictures), len(captions)) > MOST:
+    if max(len(pictures), len(captions)) <= MOST:
+        out = out or Path("score.png")
+    elif out is not None:
         raise click.UsageError(f"a heat map has at most {MOST} pictures and captions, not {len(pictures)} and {len(captions)}")
+    else:
+        print(f"tinydiff: no heat map is drawn, as it has at most {MOST} pictures and captions", file=sys.stderr)
+    if out is not None:
+        check_out(out, *pictures)
     matcher = Matcher.load(run)
     read = np.stack([matcher.read(path) for path in pictures])
     scores = matcher.scores(read, captions)
     if out is not None:
-        figures.score_map(scores, read, captions, out, [path.name for path in pictures])
+        settings = {"run": run, "weights": matcher.hash, "captions": captions, "pictures": list(map(str, pictures))}
+        names = [path.name for path in pictures]
+        figures.score_map(scores, read, captions, out, names, settings | {"software": f"tinydiff {__version__}"})
     if as_json:
         rows = [
             {"picture": str(path), "best": captions[int(row.argmax())], "scores": [round(float(score), 6) for score in row]}
             for path, row in zip(pictures, scores)
         ]
-        print(json.dumps({"run": run, "weights": matcher.hash, "captions": captions, "pictures": rows}))
+        files = [] if out is None else [str(out)]
+        print(json.dumps({"run": run, "weights": matcher.hash, "captions": captions, "pictures": rows, "files": files}))
         return
     _print_table(pictures, captions, scores)
     if out is not None:

@@ -170,7 +170,8 @@ class ClipTask(OnPictures):
         shown = np.unique(self.captions.meaning, return_index=True)[1][:12]
         captions = [self.captions[i][0] for i in shown]
         pictures = self.data.images[shown]
-        figures.score_map(matcher.scores(pictures, captions), pictures, captions, folder / f"step-{step:06d}.png")
+        scores, settings = matcher.scores(pictures, captions), {"step": str(step), "captions": captions}
+        figures.score_map(scores, pictures, captions, folder / f"step-{step:06d}.png", settings=settings)
         losses, chances = [], []
         for probe in range(PROBES):
             x, rows, same = self.pairs(max(step - 1 - probe, 0))
