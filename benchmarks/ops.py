@@ -89,7 +89,7 @@ def works() -> list[Work]:
         return Work(
             f"upsample + conv {channels} channels from {size}×{size}, batch {n}",
             {"x": image(n, size, channels), "w": random(3, 3, channels, channels, seed=1) / np.float32(3 * channels**0.5)},
-            lambda x, w: td.ops.conv2d(td.ops.upsample_nearest2d(x), w, None, 1, 1),
+            lambda x, w: td.ops.upsample_conv2d(x, w),
             lambda torch, x, w: torch.nn.functional.conv2d(
                 torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"), w, None, 1, 1
             ),

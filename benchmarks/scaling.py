@@ -1,6 +1,6 @@
 """How a training step's time grows with resolution, channels and batch: time per operation over a decade of each.
 
-One point more, below each decade, shows where a step has so little arithmetic that Python is in charge (`overhead` is about that).
+One point more, below each decade, shows where a step has so little arithmetic that Python is in charge (see `overhead`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def run(bench: Bench) -> None:
         rows = [measure(bench, what, value) for value in (values[:3] if bench.settings.quick else values)]
         summary: Row = {"suite": "scaling", "case": f"{what}: spread of time per operation", "remark": ""}
         for side in ("ours", "theirs"):
-            found = [row[f"{side}_ps_per_flop"] for row in rows if 10 * row["value"] >= values[-1] and row.get(f"{side}_ps_per_flop")]
+            found = [
+                row[f"{side}_ps_per_flop"] for row in rows if 10 * row["value"] >= values[-1] and row.get(f"{side}_ps_per_flop")
+            ]
             if found:
                 summary[f"{side}_spread"] = max(found) / min(found)
                 summary["remark"] += f"{side} {summary[f'{side}_spread']:.2f} "

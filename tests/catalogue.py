@@ -556,6 +556,11 @@ def _(x: Any, w: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, resid
     return build(out.shape, value)
 
 
+@oracle("upsample_conv2d")
+def _(x: Any, w: Any, bias: Any = None) -> Any:
+    return ORACLES["conv2d"](ORACLES["upsample_nearest2d"](x), w, bias, 1, 1)
+
+
 @oracle("conv2d_activation")
 def _(x: Any, w: Any, bias: Any, residual: Any, stride: Any, padding: Any, activation: Any) -> Any:
     return ORACLES["conv2d"](x, w, bias, stride, padding, residual, activation)
@@ -704,6 +709,7 @@ large("concat", [(3, 9, 11, 40), (3, 9, 11, 24)], axis=-1)
 large("sum_to", (60, 17, 24), shape=(17, 24))
 large("sum_to", (60, 17, 24), shape=(60, 1, 24))
 large("upsample_nearest2d", (2, 17, 13, 24))
+large("upsample_conv2d", (4, 14, 13, 32), (3, 3, 32, 40), (40,))
 large("group_norm", (3, 9, 11, 64), 8, (64,), (64,), activation="silu")
 large("group_norm", (2, 16, 16, 32), 32, (32,), (32,))
 large("layer_norm", (130, 96), (96,), (96,))

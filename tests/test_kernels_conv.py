@@ -97,12 +97,18 @@ def times(matrix, values):
 def test_narrower_tiles_share_the_transformed_weights(kind):
     """Exactly, in fractions: outputs and weight gradient from the first of a whole tile's points, made with its weights."""
     rng = np.random.default_rng(0)
-    up, tile, sum_of, weight_of = kind > tiles.DOWN, tiles.TILE[kind], tiles.sum_of.py_func, tiles.weight_of.py_func
+    up, tile, sum_of, weight_of = (
+        kind in (tiles.UP, tiles.UP_ODD),
+        tiles.TILE[kind],
+        tiles.sum_of.py_func,
+        tiles.weight_of.py_func,
+    )
+    even = up or kind == tiles.NEAREST
     taps = rng.integers(-9, 9, 3).tolist()
     whole = tiles.matrices(kind, tile)[1]
     transformed = times(whole, taps)
     assert len(transformed) == tiles.weights(kind)
-    for m in range(1 + up, tile + 1, 1 + up):
+    for m in range(1 + even, tile + 1, 1 + even):
         a, _, b = tiles.matrices(kind, m)
         data, gradient = rng.integers(-9, 9, len(b[0])).tolist(), rng.integers(-9, 9, m).tolist()
         assert (len(b), len(a[0])) == (tiles.points(kind, m), tiles.sums(kind, m))
@@ -115,6 +121,11 @@ def test_narrower_tiles_share_the_transformed_weights(kind):
             stuffed = [0, 0, *(v for d in data for v in (d, 0)), 0]
             first = 2 if kind == tiles.UP_ODD else 3
             reached = [[stuffed[first + i - 1 + k] for k in range(3)] for i in range(m)]
+        elif kind == tiles.NEAREST:
+            enlarged = np.repeat(data, 2).tolist()
+            reached = [enlarged[1 + i : 4 + i] for i in range(m)]
+        elif kind == tiles.NEAREST_GRAD:  # what three taps reach of each of two neighbours, added up
+            reached = [[sum(data[2 * i + k : 2 * i + k + 2]) for k in range(3)] for i in range(m)]
         else:
             reached = [[data[i * (1 + (kind == tiles.DOWN)) + k] for k in range(3)] for i in range(m)]
         assert times(a, sums) == times(reached, taps)
@@ -262,6 +273,43 @@ def test_winograd(force, factor, data):
     close(sums, g64.sum((1, 2)), g[0, ..., 0].size)
 
 
+@settings(max_examples=60, deadline=None)
+@given(cases(kernel=(3, 3), stride=(1, 1)), st.booleans())
+def test_convolution_behind_an_enlargement(case, with_residual):
+    """All directions against the oracles on the enlarged input; the error is at most that of 4×4 tiles."""
+    n, height, width, c, _, _, o, stride, _, seed = case
+    ones, rng = ((1, 1), (1, 1)), np.random.default_rng(seed)
+    x, w, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((n, height, width, c), (3, 3, c, o), o))
+    g = rng.standard_normal((n, 2 * height, 2 * width, o)).astype(np.float32)
+    large, w64, g64 = x.astype(float).repeat(2, 1).repeat(2, 2), w.astype(float), g.astype(float)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conv, "enlarging_pays", lambda *shape: True)
+        close(conv.upsample_conv2d(x, w, bias), naive_conv2d(large, w64, stride, ones) + bias, 9 * c, WINOGRAD)
+    dx = naive_input_grad(g64, w64, large.shape[1:3], stride, ones).reshape(n, height, 2, width, 2, c).sum((2, 4))
+    residual = x if with_residual else None
+    close(conv.upsample_conv2d_input_grad(g, w, residual), dx + x * with_residual, 36 * o, WINOGRAD)
+    dw, sums = conv.upsample_conv2d_weight_grad(x, g, sums=True)
+    close(dw, naive_weight_grad(large, g64, (3, 3), stride, ones), g[..., 0].size, WINOGRAD)
+    close(sums, g64.sum((1, 2)), g[0, ..., 0].size)
+    assert conv.upsample_conv2d_weight_grad(x, g, sums=False)[1] is None
+
+
+@pytest.mark.parametrize(
+    "channels, filters, pixels, pays",
+    [
+        (64, 64, (64, 28, 28), True),
+        (320, 320, (1, 64, 64), True),
+        (320, 320, (1, 16, 16), False),  # few tiles beside the transform of a hundred weights
+        (64, 3, (64, 28, 28), False),  # taps share vectors
+        (1, 64, (64, 28, 28), False),
+    ],
+)
+def test_enlarging_and_convolution_are_one_where_it_pays(channels, filters, pixels, pays, monkeypatch):
+    assert conv.enlarging_pays(channels, filters, pixels) is pays
+    monkeypatch.setattr(conv, "precise", True)
+    assert not conv.enlarging_pays(channels, filters, pixels)
+
+
 @pytest.mark.parametrize("threads, parts", [(2, 1), (3, 1), (6, 2)])
 @pytest.mark.parametrize("force, factor", [("winograd_f4", WINOGRAD), ("winograd_f2", 1)])
 def test_threads_share_out_channels_of_few_tiles(monkeypatch, force, factor, threads, parts):
@@ -306,6 +354,15 @@ def test_documented_rounding_error(force, n, size, channels, filters, seed):
     ]:
         error = np.sqrt(np.mean((found - expected) ** 2)) / expected.std()
         assert error < conv.ROUNDING[force] * np.sqrt(terms)
+
+
+@pytest.mark.parametrize("channels", [16, 64])
+def test_documented_rounding_error_behind_an_enlargement(monkeypatch, channels):
+    monkeypatch.setattr(conv, "enlarging_pays", lambda *shape: True)
+    x, w, _ = arrays((2, 16, 16, channels, 3, 3, channels, (1, 1), ((1, 1), (1, 1)), 0))
+    expected = naive_conv2d(x.astype(float).repeat(2, 1).repeat(2, 2), w.astype(float), (1, 1), ((1, 1), (1, 1)))
+    error = np.sqrt(np.mean((conv.upsample_conv2d(x, w) - expected) ** 2)) / expected.std()
+    assert 1e-8 * np.sqrt(9 * channels) < error < 1e-7 * np.sqrt(9 * channels)
 
 
 @settings(max_examples=150, deadline=None)

@@ -270,6 +270,8 @@ def _images() -> None:
     register("conv2d", normal(2, 3, 3, 2), normal(3, 3, 2, 2), normal(2), 1, 1)
     register("conv2d", normal(2, 3, 3, 2), normal(3, 3, 2, 2), normal(2, 2), 1, 1, normal(2, 3, 3, 2), "silu")
     register("conv2d", normal(1, 3, 3, 2), normal(1, 1, 2, 2), None, 1, 0, normal(1, 3, 3, 2), "relu")
+    register("upsample_conv2d", normal(2, 2, 1, 2), normal(3, 3, 2, 3), normal(3))
+    register("upsample_conv2d", normal(1, 1, 2, 1), normal(3, 3, 1, 2), None)
     padded: dict[str, Any] = {"stride": (1, 1), "padding": ((1, 1), (1, 1))}
     residual = normal(2, 3, 3, 2)
     register("conv2d_activation", normal(2, 3, 3, 2), normal(3, 3, 2, 2), normal(2, 2), residual, **padded, activation="silu")

@@ -10,6 +10,7 @@ Error against float64, over the results' standard deviation, 3×3 with 16 / 64 /
     winograd_f2       2e-7  3e-7  6e-7     1e-6  2e-6  3e-6
     winograd_f4       1e-6  2e-6  4e-6     2e-5  3e-5  7e-5
     winograd_s2       6e-7  1e-6  2e-6     6e-6  3e-5  4e-5
+    upsample_conv2d   6e-7  1e-6  2e-6     9e-6  1e-5  4e-5
 """
 
 from __future__ import annotations
@@ -76,6 +77,12 @@ def _points(side: int, kind: int) -> int:
     return side // tile * tiles.points(kind, tile) + (tiles.points(kind, side % tile) if side % tile else 0)
 
 
+def _winograd_cost(kind: int, channels: int, filters: int, pixels: tuple[int, int, int], transform: int) -> int:
+    n, ho, wo = pixels
+    points = n * _points(ho, kind) * _points(wo, kind) + WEIGHTS * tiles.weights(kind) ** 2
+    return points * (channels * _up(filters, WIDTH) + transform * (_up(channels, LANES) + _up(filters, LANES)))
+
+
 @lru_cache(maxsize=1024)
 def _cheapest(
     kernel: Pair, stride: Pair, channels: int, filters: int, pixels: tuple[int, int, int], calls: int, precise: bool
@@ -88,11 +95,23 @@ def _cheapest(
     products = channels * _up(filters, WIDTH)
     costs = {"direct": 9 * n * ho * wo * products + CALL * (calls - 1)}
     for name in ("winograd_f4", "winograd_f2") if stride == (1, 1) else ("winograd_s2",):
-        points = n * _points(ho, KINDS[name]) * _points(wo, KINDS[name]) + WEIGHTS * tiles.weights(KINDS[name]) ** 2
-        costs[name] = points * (products + TRANSFORM[stride[0]] * (_up(channels, LANES) + _up(filters, LANES)))
+        costs[name] = _winograd_cost(KINDS[name], channels, filters, pixels, TRANSFORM[stride[0]])
     if precise:
         costs = {name: cost for name, cost in costs.items() if name in ("direct", "winograd_f2")}
     return min(costs, key=lambda name: costs[name])
+
+
+def enlarging_pays(channels: int, filters: int, pixels: tuple[int, int, int]) -> bool:
+    """Whether a 3×3 convolution behind an enlargement to `pixels` (N, Ho, Wo) is made in one (`upsample_conv2d`).
+
+    That takes 0.69 of the products of winograd_f4, and the enlarged input is never stored, but 2.8 times as many weights are
+    to be transformed.
+    """
+    how = algorithm((3, 3), (1, 1), channels, filters, pixels)
+    if how not in KINDS or precise:
+        return False
+    ours, theirs = (_winograd_cost(kind, channels, filters, pixels, TRANSFORM[1]) for kind in (tiles.NEAREST, KINDS[how]))
+    return ours < theirs
 
 
 def threads_for(items: int, work: int) -> int:
@@ -243,16 +262,19 @@ def _winograd_plan(n: int, size: Pair, c: int, o: int, kind: int, *, sums: bool 
     There are fewer parts than threads where the tiles are added up (`sums`) and few: each part has its own sums, which another
     thread then has to fetch, and that took longer than transforming the gradient once for every share of the channels.
     """
-    tile, strided = tiles.TILE[kind], kind > tiles.F4
+    tile, large = tiles.TILE[kind], 1 + (kind > tiles.F4) + (kind >= tiles.NEAREST)
     (qy, ry), (qx, rx) = (divmod(side, tile) for side in size)
     kinds = [n * qy * (rx > 0), n * qy * qx, n * (ry > 0) * qx, n * (ry > 0) * (rx > 0)]  # each is shared out by itself
     threads = threads_for(-(-sum(kinds) // ROWS), n * size[0] * size[1] * 9 * c * o)
     cuts = max((d for d in range(1, c // WIDTH + 1) if threads % d == 0), default=1) if sums and sum(kinds) <= CUT * c else 1
-    parts, c = threads // cuts, _up(-(-c // cuts), LANES)
+    parts, weights, c = threads // cuts, c * o, _up(-(-c // cuts), LANES)
     share = sum(-(-count // parts) for count in kinds)
-    # Weights that fill L2 are read again for each block, which had better be large: 128 channels became 1.1 to 1.4 times as fast.
-    least = ROWS * (1 + strided if c * o < 1 << 14 else 3 if c * o <= 1 << 16 else 4)
-    blocks = -(-share // max(least, BLOCK // ((1 + strided) * (c + o))))  # at a stride of 2, a tile has twice the points
+    # Weights that fill L2 are read again for each block, which had better be large: 128 channels became 1.1 to 1.4 times as fast,
+    # 256 behind an enlargement 1.3 times.
+    least = ROWS * (1 + (kind > tiles.F4) if c * o < 1 << 14 else 3 if c * o <= 1 << 16 else 4)
+    if kind >= tiles.NEAREST and weights >= 1 << 16:
+        least = 16 * ROWS
+    blocks = -(-share // max(least, BLOCK // (large * (c + o))))  # tiles of 4×4 have 36 points, others two or three times as many
     block = _up(-(-share // blocks), ROWS)
     planes = (tiles.points(kind, tile), c), (tiles.sums(kind, tile), _up(o, WIDTH))
     return threads, parts, block, [threads * side**2 * (block * width + LANES) for side, width in planes]
@@ -266,7 +288,7 @@ def _winograd_forward(x: np.ndarray, w: np.ndarray, bias: Any, residual: Any, y:
     _keep, (packed, u, v, m) = scratch(9 * c * _up(o, WIDTH), 0 if kept else transformed, *sizes)
     u, steps = kept or u, [step // 4 for step in w.strides]
     launch(
-        winograd.transform_weights, threads, address(w), *steps, c, o, packed, u, min(kind, tiles.DOWN), threads,
+        winograd.transform_weights, threads, address(w), *steps, c, o, packed, u, tiles.WEIGHTS_OF[kind], threads,
         recorded=not kept,
     )  # fmt: skip
     launch(
@@ -366,6 +388,33 @@ def conv2d_input_grad(
             place = (y0 * width + x0) * c, height * width * c, stride[0] * width * c, stride[1] * c
             direct_forward(g, flipped, None, residual, dx, size, (1, 1), first, place)
     return dx
+
+
+def upsample_conv2d(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None = None) -> Any:
+    """x (N, H, W, C), each pixel four times, with w (3, 3, C, O) at a padding of 1, plus bias (O,): (N, 2H, 2W, O)."""
+    if not float32(x, w, bias) or w.shape[:2] != (3, 3):
+        return NotImplemented
+    (n, height, width, c), o = x.shape, w.shape[3]
+    if not enlarging_pays(c, o, (n, 2 * height, 2 * width)):
+        return NotImplemented
+    y = empty(n, 2 * height, 2 * width, o)
+    _winograd_forward(contiguous(x), w, _contiguous(bias), None, y, (1, 1), tiles.NEAREST)
+    return y
+
+
+def upsample_conv2d_input_grad(g: np.ndarray, w: np.ndarray, residual: np.ndarray | None = None) -> Any:
+    """g (N, 2H, 2W, O) with w (3, 3, C, O) give (N, H, W, C), plus a residual of that shape."""
+    n, height, width, _ = g.shape
+    dx = empty(n, height // 2, width // 2, w.shape[2])
+    turned = w[::-1, ::-1].transpose(0, 1, 3, 2)
+    _winograd_forward(contiguous(g), turned, None, _contiguous(residual), dx, (1, 1), tiles.NEAREST_GRAD)
+    return dx
+
+
+def upsample_conv2d_weight_grad(x: np.ndarray, g: np.ndarray, *, sums: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """x (N, H, W, C) with g (N, 2H, 2W, O) give (3, 3, C, O), and with `sums` the sums of g over each image's pixels, (N, O)."""
+    dw = np.empty((3, 3, x.shape[3], g.shape[3]), np.float32)
+    return dw, _winograd_weight_grad(contiguous(x), contiguous(g), dw, (1, 1), tiles.NEAREST, sums)
 
 
 def conv2d_weight_grad(

@@ -239,11 +239,12 @@ def weight_grad(args, thread):  # type: ignore[no-untyped-def]
                 )
             if totals != 0 and cut == 0:
                 total = totals + 4 * (part * n + image) * o
-                tile_sum = d + 4 * (
-                    (tiles.sum_of_ones(kind, my) * n_sums + tiles.sum_of_ones(kind, mx)) * d_plane + (t - first) * d_stride
-                )
-                for k in range(o):
-                    write(total, k, read(total, k) + read(tile_sum, k))
+                (first_i, end_i), (first_j, end_j) = tiles.ones(kind, my), tiles.ones(kind, mx)
+                for i in range(first_i, end_i):
+                    for j in range(first_j, end_j):
+                        at = d + 4 * ((i * n_sums + j) * d_plane + (t - first) * d_stride)
+                        for k in range(o):
+                            write(total, k, read(total, k) + read(at, k))
         for p in range(n_points * n_points):
             y_point, x_point = p // n_points, p % n_points
             begin, end = _needing(y_point, x_point, order, ho, wo, kind)

@@ -11,7 +11,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from tinydiff.kernels.microkernel import I64, LANES, VECTOR, Emitter, call_own
-from tinydiff.kernels.winograd_tiles import DOWN, F2, F4, MATRICES, TILE, UP, Matrix
+from tinydiff.kernels.winograd_tiles import DOWN, F2, F4, MATRICES, NEAREST, TILE, Matrix
 
 
 def _weighted(emit: Emitter, terms: list[tuple[Fraction, Any]]) -> Any:
@@ -168,10 +168,13 @@ def _transposed(matrix: Matrix) -> Matrix:
     return [list(column) for column in zip(*matrix)]
 
 
-_WHOLE = {16 * kind + TILE[kind]: MATRICES[16 * kind + TILE[kind]] for kind in (F2, F4, DOWN)}
+_FORWARD = F2, F4, DOWN, NEAREST
+_WHOLE = {16 * kind + TILE[kind]: MATRICES[16 * kind + TILE[kind]] for kind in _FORWARD}
 image_to_v = transform("image", {key: b for key, (_, _, b) in MATRICES.items()})
 image_edge_to_v = transform("image_edge", {key: b for key, (_, _, b) in MATRICES.items()}, edges=True)
 m_to_pixels = transform("pixels", {key: a for key, (a, _, _) in MATRICES.items()}, final=True)
-gradient_to_d = transform("gradient", {key: _transposed(a) for key, (a, _, _) in MATRICES.items() if key < 16 * UP}, edges=True)
+gradient_to_d = transform(
+    "gradient", {key: _transposed(a) for key, (a, _, _) in MATRICES.items() if key // 16 in _FORWARD}, edges=True
+)
 weights_to_u = transform("weights", {key: g for key, (_, g, _) in _WHOLE.items()})
 sums_to_weights = transform("weights_grad", {key: _transposed(g) for key, (_, g, _) in _WHOLE.items()}, final=True)

@@ -92,10 +92,9 @@ class Upsample2D(Module):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """(N, H, W, C) to (N, 2H, 2W, C), or to `size` if that is one less."""
-        x = ops.upsample_nearest2d(x)
-        if size is not None and size != x.shape[1:3]:
-            x = x[:, : size[0], : size[1]]
-        return self.conv(x)
+        if size is None or size == (2 * x.shape[1], 2 * x.shape[2]):
+            return ops.upsample_conv2d(x, self.conv.weight, self.conv.bias)
+        return self.conv(ops.upsample_nearest2d(x)[:, : size[0], : size[1]])
 
 
 class Block(Module):

@@ -7,7 +7,7 @@ import sys
 from tinydiff import tensor as _tensor
 from tinydiff.ops.activation import dropout, geglu, gelu, quick_gelu, relu, sigmoid, silu, softplus, tanh
 from tinydiff.ops.attention import scaled_dot_product_attention
-from tinydiff.ops.conv import activate, avg_pool2d, conv2d, conv2d_input_grad, conv2d_weight_grad, max_pool2d
+from tinydiff.ops.conv import activate, avg_pool2d, conv2d, conv2d_input_grad, conv2d_weight_grad, max_pool2d, upsample_conv2d
 from tinydiff.ops.elementwise import (
     abs,
     add,
