@@ -13,8 +13,9 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,15 +99,12 @@ class Bench:
         self.settings = settings
         self.console = console or Console(stderr=True)
         self.rows: list[Row] = []
-        if settings.threads:
-            tinydiff.set_num_threads(settings.threads)
-        self.threads = tinydiff.get_num_threads()
         self.torch: Any = None
         if settings.against == "torch":
             self.torch = import_torch()
-            self.torch.set_num_threads(self.threads)
             gc.collect()
             gc.freeze()  # what PyTorch's import left is not to be walked through on account of our objects
+        self._share_threads(settings.threads or tinydiff.get_num_threads())
         for warning in blas_warnings() + load_warnings():
             self.console.print(f"warning: {warning}")
         self.unmeasured = None if settings.device == "cpu" else gpu.missing(settings.device)
@@ -117,10 +115,34 @@ class Bench:
                 rates = gpu.rates(gpu.Stopwatch(xp), xp, size=2048 if settings.quick else 8192)
                 self.sgemm, self.copy = rates.matrix["float32"], rates.copy
             return
+        self._measure_limits()
+
+    def _share_threads(self, threads: int) -> None:
+        """Give each side this many."""
+        import tinydiff
+
+        tinydiff.set_num_threads(threads)
+        if self.torch:
+            self.torch.set_num_threads(threads)
+        self.threads = threads
+
+    def _measure_limits(self) -> None:
         # OpenMP's default is to leave BLAS its own number of threads; both sides get the same.
         with threadpoolctl.threadpool_limits(self.threads, user_api="blas"):
-            self.sgemm = sgemm_rate(1024 if settings.quick else 2048)
-            self.copy = copy_rate(self.threads, 2**22 if settings.quick else 2**25)
+            self.sgemm = sgemm_rate(1024 if self.settings.quick else 2048)
+            self.copy = copy_rate(self.threads, 2**22 if self.settings.quick else 2**25)
+
+    @contextmanager
+    def on_threads(self, threads: int) -> Iterator[None]:
+        """A block in which both sides have this many threads, and shares are of what as many threads multiply and copy."""
+        before = self.threads, self.sgemm, self.copy
+        try:
+            self._share_threads(threads)
+            self._measure_limits()
+            yield
+        finally:
+            self._share_threads(before[0])
+            self.sgemm, self.copy = before[1:]
 
     def run(self, case: Case) -> Row:
         """Check, measure, record and return the row of one case."""

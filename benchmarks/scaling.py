@@ -1,6 +1,7 @@
-"""How a training step's time grows with resolution, channels and batch: time per operation over a decade of each.
+"""How a training step's time grows with resolution, channels and batch, and what threads gain.
 
-One point more, below each decade, shows where a step has so little arithmetic that Python is in charge (see `overhead`).
+Each sweep is of time per operation over a decade. One point more, below each decade, shows where a step has so little
+arithmetic that Python is in charge (see `overhead`).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.harness import Bench, Row
-from benchmarks.train import make_batch, preset, step_case
+from benchmarks.train import Batch, make_batch, preset, step_case
 
 SIZE, CHANNELS, BATCH = 32, 64, 8
 SWEEPS = {"resolution": (8, 16, 32, 64, 128, 160), "channels": (16, 32, 64, 128, 256, 320), "batch": (1, 4, 8, 16, 32, 40)}
@@ -34,8 +35,24 @@ def measure(bench: Bench, what: str, value: int) -> Row:
     return row
 
 
+def compare_threads(bench: Bench, name: str, config: dict[str, Any], batch: Batch) -> None:
+    """A step on one thread and on all, and each side's speedup."""
+    rows: list[Row] = []
+    counts = (1, bench.threads)
+    for count in counts:
+        with bench.on_threads(count):
+            case = step_case(bench, f"{name}, {count} thread{'s' if count > 1 else ''}", config, batch, target=None)
+            case.suite = "scaling"
+            rows.append(bench.run(case))
+    one, every = rows
+    speedups = {side: one[f"{side}_ms"] / every[f"{side}_ms"] for side in ("ours", "theirs") if one[f"{side}_ms"]}
+    summary: Row = {"suite": "scaling", "case": f"{name}: speedup from 1 to {counts[1]} threads"}
+    summary["remark"] = " ".join(f"{side} {value:.2f}" for side, value in speedups.items())
+    bench.add(summary | {f"{side}_speedup": value for side, value in speedups.items()})
+
+
 def run(bench: Bench) -> None:
-    """The suite: a row per point, and for each sweep how far the time per operation spreads."""
+    """The suite: a row per point, and for each sweep how far the time per operation spreads; then one thread against all."""
     for what, values in SWEEPS.items():
         rows = [measure(bench, what, value) for value in (values[:3] if bench.settings.quick else values)]
         summary: Row = {"suite": "scaling", "case": f"{what}: spread of time per operation", "remark": ""}
@@ -50,3 +67,6 @@ def run(bench: Bench) -> None:
             summary["met"] = summary["ours_spread"] <= LARGEST_SPREAD
             summary["remark"] += f"(at most {LARGEST_SPREAD:g}: {'met' if summary['met'] else 'not met'})"
         bench.add(summary)
+    for name in ("small", "base") if bench.threads > 1 else ():
+        n, config = 4 if bench.settings.quick else 64, preset(name)
+        compare_threads(bench, f"{name}, batch {n}", config, make_batch(n, config))

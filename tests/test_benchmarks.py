@@ -396,3 +396,27 @@ def test_twin_follows_our_recipe(against: Bench, tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", scaling.SWEEPS["channels"])
 def test_the_sweep_of_channels_has_networks(channels: int) -> None:
     assert td.models.UNet2DModel.from_config(scaling.network(channels)).config["block_out_channels"] == [channels] * 3
+
+
+def test_one_thread_against_all(against: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides have as many threads as the row says, and afterwards what they had before."""
+    from benchmarks import train
+
+    monkeypatch.setattr(against, "rows", [])
+    seen, run = [], Bench.run
+
+    def watched(bench: Bench, case: Case) -> dict[str, Any]:
+        seen.append((td.get_num_threads(), bench.torch.get_num_threads()))
+        return run(bench, case)
+
+    monkeypatch.setattr(Bench, "run", watched)
+    config, before = train.preset("small", **TINY), (against.threads, against.sgemm, against.copy)
+    scaling.compare_threads(against, "tiny", config, train.make_batch(2, config, size=8))
+    one, every, summary = against.rows
+    assert seen == [(1, 1), (before[0], before[0])] == [(row["threads"],) * 2 for row in (one, every)]
+    with against.on_threads(1):
+        pass
+    assert (td.get_num_threads(), against.torch.get_num_threads()) == (before[0], before[0])
+    assert (against.threads, against.sgemm, against.copy) == before
+    assert summary["ours_speedup"] == pytest.approx(one["ours_ms"] / every["ours_ms"])
+    assert summary["theirs_speedup"] == pytest.approx(one["theirs_ms"] / every["theirs_ms"])
