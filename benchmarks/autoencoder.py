@@ -77,7 +77,8 @@ def step_case(bench: Bench, n: int, size: int, config: dict[str, Any]) -> Case:
         return Side(step, lambda loss: [np.array([loss, step(), step()])])
 
     against = {name: theirs(layout) for name, layout in layouts().items()} if bench.torch else {}
-    return Case("autoencoder", f"training step at {size}×{size}, batch {n}", ours(), against, TARGET, tolerance=1e-3)
+    title = f"training step at {size}×{size}, batch {n}"
+    return Case("autoencoder", title, ours(), against, TARGET, counted=True, tolerance=1e-3)
 
 
 def whole_cases(bench: Bench, size: int, config: dict[str, Any]) -> list[Case]:
@@ -113,7 +114,7 @@ def whole_cases(bench: Bench, size: int, config: dict[str, Any]) -> list[Case]:
     ):
         against = {key: theirs(name, given, layout) for key, layout in layouts().items()} if bench.torch else {}
         title = f"{name} {size}×{size}, {sum(p.data.size for p in model.parameters()) / 1e6:.1f} M parameters"
-        made.append(Case("autoencoder", title, ours(run), against, TARGET, tolerance=1e-3))
+        made.append(Case("autoencoder", title, ours(run), against, TARGET, counted=True, tolerance=1e-3))
     return made
 
 

@@ -135,7 +135,8 @@ def step_case(bench: Bench, name: str, n: int, size: int, vision: dict[str, Any]
     if bench.torch:
         formats = {"contiguous": bench.torch.contiguous_format, "channels_last": bench.torch.channels_last}
         against = {key: theirs(layout) for key, layout in formats.items()}
-    return Case("clip", f"training step, {name} at {size}×{size}, batch {n}", ours(), against, TARGET, tolerance=1e-3)
+    title = f"training step, {name} at {size}×{size}, batch {n}"
+    return Case("clip", title, ours(), against, TARGET, counted=True, tolerance=1e-3)
 
 
 def run(bench: Bench) -> None:

@@ -53,6 +53,7 @@ class Case:
         theirs: variants of the opponent by name ("contiguous", "channels_last"); the fastest counts. Empty without one.
         target: ratio (their time over ours) to reach, or None.
         flops, bytes: work and least memory traffic of one run.
+        counted: whether those of the two that are None are counted: what the ops of one more run of ours declare, read and write.
         tolerance: greatest allowed difference of any element, relative to the largest element of that array.
         reference: the same work done elsewhere, which is compared but not timed; for what runs on a GPU, it on the CPU.
         extra: more entries for the row.
@@ -65,6 +66,7 @@ class Case:
     target: float | None = None
     flops: float | None = None
     bytes: float | None = None
+    counted: bool = False
     tolerance: float = 1e-4
     reference: Side | None = None
     extra: Row = field(default_factory=dict)
@@ -210,12 +212,23 @@ class Bench:
 
     def _rates(self, row: Row, case: Case) -> None:
         seconds = row["ours_ms"] / 1000
-        if case.flops:
-            row["gflops"] = case.flops / seconds / 1e9
+        found = count_work(case.ours.run) if case.counted else (None, None)
+        flops, bytes_ = case.flops or found[0], case.bytes or found[1]
+        if flops:
+            row["gflops"] = flops / seconds / 1e9
             row["share_of_sgemm"] = row["gflops"] / self.sgemm
-        if case.bytes:
-            row["gbs"] = case.bytes / seconds / 1e9
+        if bytes_:
+            row["gbs"] = bytes_ / seconds / 1e9
             row["share_of_copy"] = row["gbs"] / self.copy
+
+
+def count_work(run: Callable[[], Any]) -> tuple[float, float]:
+    """Floating-point operations of our ops in a call, and bytes that they read and write; the optimiser is none of them."""
+    from tinydiff.hooks import profile
+
+    with profile() as found:
+        run()
+    return sum(row.flops for row in found.rows), sum(row.bytes for row in found.rows)
 
 
 def difference(ours: Arrays, theirs: Arrays, tolerance: float) -> str | None:
@@ -337,18 +350,20 @@ def table(rows: Iterable[Row], bench: Bench | None = None) -> Table:
         if suite not in (None, row["suite"]):
             shown.add_section()
         suite = row["suite"]
-        rate, share = "", ""
+        rates, shares = [], []
         if row.get("gflops"):
-            rate, share = f"{row['gflops']:.0f} GFLOP/s", f"{row['share_of_sgemm']:.0%} sgemm"
-        elif row.get("gbs"):
-            rate, share = f"{row['gbs']:.1f} GB/s", f"{row['share_of_copy']:.0%} copy"
+            rates, shares = [f"{row['gflops']:.0f} GFLOP/s"], [f"{row['share_of_sgemm']:.0%} sgemm"]
+        if row.get("gbs"):
+            rates, shares = [*rates, f"{row['gbs']:.1f} GB/s"], [*shares, f"{row['share_of_copy']:.0%} copy"]
         remark = f"[red]wrong: {row['wrong']}[/red]" if row.get("wrong") else row.get("remark") or row.get("variant") or ""
         if row.get("unsteady", 1) > UNSTEADY:
             remark += f" (unsteady: {row['unsteady']:.1f})"
         verdict = {None: "", True: " ✓", False: " ✗"}[row.get("met")]
         target = "" if row.get("target") is None else f"{row['target']:g}{verdict}"
         shown.add_row(
-            f"{row['suite']}: {row['case']}", _ms(row["ours_ms"]), _ms(row["theirs_ms"]), _ratio(row), target, rate, share, remark
+            f"{row['suite']}: {row['case']}",
+            *(_ms(row["ours_ms"]), _ms(row["theirs_ms"]), _ratio(row), target),
+            *(", ".join(rates), ", ".join(shares), remark),
         )
     return shown
 

@@ -45,7 +45,8 @@ def compare_threads(bench: Bench, name: str, config: dict[str, Any], batch: Batc
             case.suite = "scaling"
             rows.append(bench.run(case))
     one, every = rows
-    speedups = {side: one[f"{side}_ms"] / every[f"{side}_ms"] for side in ("ours", "theirs") if one[f"{side}_ms"]}
+    times = {side: (one[f"{side}_ms"], every[f"{side}_ms"]) for side in ("ours", "theirs")}
+    speedups = {side: alone / together for side, (alone, together) in times.items() if alone and together}
     summary: Row = {"suite": "scaling", "case": f"{name}: speedup from 1 to {counts[1]} threads"}
     summary["remark"] = " ".join(f"{side} {value:.2f}" for side, value in speedups.items())
     bench.add(summary | {f"{side}_speedup": value for side, value in speedups.items()})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import tinydiff as td
-from benchmarks.harness import Bench, Case, Row, Side
+from benchmarks.harness import Bench, Case, Row, Side, count_work
 from tinydiff.optim import EMA, AdamW, clip_scale, grad_norm
 from tinydiff.tasks.denoiser import DenoiserTask
 
@@ -127,33 +127,19 @@ def step_case(bench: Bench, name: str, config: dict[str, Any], batch: Batch, tar
     if bench.torch:
         for layout in ("contiguous", "channels_last"):
             theirs[layout] = side(partial(torch_step, config, batch, layout, device))
-    flops = training_flops(config, batch)
-    case = Case("train", name, side(partial(our_step, config, batch, device=device)), theirs, target, flops, tolerance=1e-3)
+    ours, flops = side(partial(our_step, config, batch, device=device)), training_flops(config, batch)
+    case = Case("train", name, ours, theirs, target, flops, counted=True, tolerance=1e-3)
     if device != "cpu":
         case.reference = side(partial(our_step, config, batch))
     return case
 
 
 def training_flops(config: dict[str, Any], batch: Batch) -> float:
-    """Floating-point operations of a step's products (convolutions, linear layers, attention), forward and backward."""
-    from tinydiff.op import OBSERVERS, Call
-
-    total = 0.0
-    products = ("conv2d", "linear", "matmul", "scaled_dot_product_attention")
-
-    def count(call: Call) -> None:
-        nonlocal total
-        op: Any = call[0]
-        if op.name in products:
-            total += op.flops(call.result, *call.inputs, **call.params)
-
-    OBSERVERS.append(count)
-    try:
-        with td.no_grad():
-            build(config)(td.from_numpy(batch["x"][:1]), batch["t"][:1], batch["labels"][:1])
-    finally:
-        OBSERVERS.remove(count)
-    return 3 * total * len(batch["x"])  # backward does the same again for each of the two factors
+    """Floating-point operations of a step, as our ops declare them, forward and backward; known before any step is run."""
+    model, first = build(config), (td.from_numpy(batch["x"][:1]), batch["t"][:1], batch["labels"][:1])
+    with td.no_grad():
+        one, _ = count_work(lambda: model(*first))
+    return 3 * one * len(batch["x"])  # backward does the same again for each of a product's two factors
 
 
 def profile(name: str, n: int) -> Profile:

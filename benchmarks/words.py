@@ -66,7 +66,7 @@ def step_case(bench: Bench, name: str, n: int, size: tuple[int, int], config: di
     if bench.torch:
         formats = {"contiguous": bench.torch.contiguous_format, "channels_last": bench.torch.channels_last}
         against = {key: theirs(layout) for key, layout in formats.items()}
-    return Case("words", f"training step, {name}, batch {n}", ours(), against, TARGET, tolerance=1e-3)
+    return Case("words", f"training step, {name}, batch {n}", ours(), against, TARGET, counted=True, tolerance=1e-3)
 
 
 def run(bench: Bench) -> None:

@@ -78,6 +78,22 @@ def test_tolerance_is_relative_to_the_largest() -> None:
     assert harness.difference([big + 0.2], [big], 1e-4) is not None
 
 
+def test_work_is_counted_where_it_is_not_known(bench: Bench) -> None:
+    x, y = td.tensor(np.ones((40, 50), np.float32)), td.tensor(np.ones((50, 60), np.float32))
+    product = Side(lambda: x @ y, lambda result: [result.numpy()])
+    flops, bytes_ = 2 * 40 * 50 * 60, 4 * (40 * 50 + 50 * 60 + 40 * 60)
+    for case in (Case("s", "product", product, counted=True), Case("s", "twice", product, flops=2 * flops, counted=True)):
+        row = bench.run(case)
+        seconds = row["ours_ms"] / 1000
+        assert row["gflops"] == pytest.approx((case.flops or flops) / seconds / 1e9)
+        assert row["gbs"] == pytest.approx(bytes_ / seconds / 1e9)
+        assert row["share_of_copy"] == pytest.approx(row["gbs"] / bench.copy)
+    out = io.StringIO()
+    Console(file=out, width=180).print(harness.table(bench.rows, bench))
+    assert "GB/s" in out.getvalue() and "% sgemm, " in out.getvalue() and "% copy" in out.getvalue()
+    assert bench.run(Case("s", "not asked", product)).get("gflops") is None
+
+
 def test_slowed_kernel_is_reported_slower(bench: Bench) -> None:
     def slowed() -> np.ndarray:
         time.sleep(0.02)
@@ -298,6 +314,8 @@ def test_operation_count() -> None:
     config = train.preset("small", **TINY, add_attention=False)
     one, four = (train.training_flops(config, train.make_batch(n, config, size=8)) for n in (1, 4))
     assert four == 4 * one
+    step = train.our_step(config, train.make_batch(1, config, size=8))
+    assert harness.count_work(step)[0] == pytest.approx(one, rel=0.2)  # forward and backward themselves
     first_convolution = 3 * 2 * 8 * 8 * 9 * 1 * 4  # thrice, for backward; two operations a multiplication
     assert first_convolution < one < 500 * first_convolution
 

@@ -146,6 +146,19 @@ def test_profile_prints_a_table(twice):
     assert any("outside ops" in line for line in lines)
 
 
+def test_profile_prints_the_speed_of_all_ops():
+    x, y = leaf(100, 200), leaf(200, 300)
+    with td.profile() as profile:
+        (x @ y).exp()
+    (line,) = (line for line in str(profile).splitlines() if "all ops" in line)
+    seconds = sum(row.seconds for row in profile.rows)
+    flops, sizes = 2 * 100 * 200 * 300 + 100 * 300, (100 * 200, 200 * 300, 3 * 100 * 300)
+    calls, *_, gflops, gbytes = line.strip("│ ").split("│")[3:]
+    assert int(calls) == 2
+    assert float(gflops) == pytest.approx(flops / seconds / 1e9, abs=0.06)
+    assert float(gbytes) == pytest.approx(8 * sum(sizes) / seconds / 1e9, abs=0.06)
+
+
 def test_profile_stops_after_the_block_even_by_an_error():
     x = leaf(3)
     with pytest.raises(ValueError, match="broadcast"), td.profile() as profile:

@@ -117,15 +117,22 @@ class Profile:
         from rich.table import Table
 
         table = Table("op", "phase", "who", *[_right(name) for name in ("calls", "ms", "share", "GFLOP/s", "GB/s")])
+        every = Row("all ops", "", "")
         for row in self.rows:
-            speeds = [f"{v:.1f}" if v else "–" for v in (row.gflops_per_second, row.gbytes_per_second)]
             who = row.who if row.who == "definition" else f"{row.who} kernel"
-            table.add_row(row.op, row.phase, who, str(row.calls), *self._time(row.seconds), *speeds)
-        inside = sum(row.seconds for row in self.rows)
+            table.add_row(row.op, row.phase, who, *self._figures(row))
+            every.calls += row.calls
+            every.seconds += row.seconds
+            every.flops += row.flops
+            every.bytes += row.bytes
         table.add_section()
-        table.add_row("all ops", "", "", str(sum(row.calls for row in self.rows)), *self._time(inside), "", "")
-        table.add_row("outside ops", "", "", "", *self._time(max(self.elapsed - inside, 0.0)), "", "")
+        table.add_row(every.op, "", "", *self._figures(every))
+        table.add_row("outside ops", "", "", "", *self._time(max(self.elapsed - every.seconds, 0.0)), "", "")
         return table
+
+    def _figures(self, row: Row) -> list[str]:
+        speeds = [f"{v:.1f}" if v else "–" for v in (row.gflops_per_second, row.gbytes_per_second)]
+        return [str(row.calls), *self._time(row.seconds), *speeds]
 
     def _time(self, seconds: float) -> tuple[str, str]:
         return f"{seconds * 1e3:.2f}", f"{seconds / self.elapsed:.1%}" if self.elapsed else "–"
