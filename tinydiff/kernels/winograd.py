@@ -5,8 +5,8 @@ The transforms B, G and A turn a tile's convolution into points² products, so o
 many matrix products (Lavin & Gray 2016): `winograd_tiles.py` says which, `winograd_transform.py` makes the transforms. A thread
 transforms a block of tiles into V (points², tiles, C), multiplies with the transformed weights U into M (sums², tiles, O), and
 transforms M into pixels, bias and residual added; V and M stay in its L2 cache, and rows are brought there as a stream before
-they are taken tile by tile. The weight gradient is the transpose of that: V times the transformed tiles of the output's gradient, summed
-over the tiles. Bound by FMA for many channels, by the transforms for few.
+they are taken tile by tile. The weight gradient is the transpose of that: V times the transformed tiles of the output's gradient,
+summed over the tiles. Bound by FMA for many channels, by the transforms for few.
 
 Where a side is no multiple of the tile, the last tile of a row or column is narrower, and a thread takes its tiles in the order
 right edge, whole, bottom edge, corner. Then those that need a certain point follow one another, and it is multiplied for these
