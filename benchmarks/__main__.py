@@ -1,4 +1,4 @@
-"""`python -m benchmarks SUITE`: see README's chapter on benchmarks."""
+"""`python -m benchmarks SUITE`: see README's chapter "Speed"."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from benchmarks import harness
 from tinydiff.cli.options import Setting
 
-SUITES = ("conv", "ops", "train", "sample", "autoencoder", "clip", "words", "overhead", "scaling")
+SUITES = ("conv", "ops", "train", "sample", "autoencoder", "clip", "words", "overhead", "scaling", "start")
 
 ON_DEVICES = ("conv", "train", "sample")
 
@@ -186,7 +186,7 @@ def profile_command(preset: str, batch: int, out: str | None, threads: int | Non
 @click.option("--set", "options", multiple=True, type=Setting(), help="another setting of the recipe, as `tinydiff train` has it")
 @click.option("--threads", type=click.IntRange(1), help="threads (default: all)")
 def quality_command(threads: int | None, engine: str, options: tuple[tuple[str, Any], ...], **settings: Any) -> None:
-    """The same minutes of the same recipe on either engine, judged alike."""
+    """The same minutes of the same recipe on either engine, judged alike, beside what ten minutes on MNIST are to reach."""
     from benchmarks.quality import quality
 
     start("torch" if engine == "torch" else None, threads, 1, True)
