@@ -15,7 +15,7 @@ from PIL import Image
 
 import tinydiff as td
 from tinydiff import __version__, data, figures
-from tinydiff.cli import cli
+from tinydiff.cli import cli, main
 from tinydiff.contrastive import Matcher, background, contrastive_loss, guessing, recalls, retrieval, same_pairs, zero_shot
 from tinydiff.data.captions import Captions
 from tinydiff.data.shapes import COLOURS, SHAPES, SIZES, misleading, parse
@@ -227,6 +227,32 @@ def test_search(walls: tuple[Path, Path], tmp_path: Path) -> None:
     for wrong, message in [(empty, "no picture in"), (tmp_path / "none", "no such folder")]:
         error = CliRunner().invoke(cli, ["search", str(run), "a", str(wrong)]).exception
         assert message in str(error)
+
+
+def test_what_was_dropped_is_said_once_and_in_one_line(
+    walls: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, folder = walls
+    long = "a red wall " * 12 + "behind a dragon"
+    for command in (
+        ["score", str(run), str(folder / "red.png"), "--out", str(tmp_path / "a.png"), "--captions", long, long],
+        ["search", str(run), long, str(folder)],
+    ):
+        assert main(command) == 0
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"tinydiff: warning: {long!r} has ") and "dragon" in line.partition("dropped: ")[2]
+
+
+def test_captions_cut_in_training_are_told_of_before_it(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    options = FAST | {"data": page(tmp_path), "size": 16, "batch_size": 4}
+    assert make_task(configure("clip", options=options)).notes == ()
+    options["model.text_config"] = TINY["text_config"] | {"max_position_embeddings": 5}
+    task = make_task(configure("clip", options=options))
+    (note,) = task.notes  # no colour comes twice, so none is one token
+    assert note.startswith("6 of 6 captions have more than the text encoder's 3 tokens, such as 'a red wall'")
+    task.show(task.build(), 1, tmp_path)
+    task.loss(task.build(), 0)
+    assert not recwarn.list
 
 
 def test_eval(walls: tuple[Path, Path]) -> None:

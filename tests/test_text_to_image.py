@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,20 @@ def test_what_the_network_is_told(clip_run: Path) -> None:
     np.testing.assert_allclose(told[~dropped], task.text(said)[~dropped], atol=1e-6)
 
 
+def test_captions_that_are_too_long_are_told_of_once(
+    clip_run: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    assert tasks.make_task(configure(clip_run)).notes == ()
+    few = lights(64, "train")
+    told = Captions((("lit",), ("upper left, " * 5 + "lit",), ("lit!",), ("lit?",)), np.arange(64) % 4)
+    monkeypatch.setitem(sources.SOURCES, "lights", sources.Source(lambda asked: replace(few, captions=told), "lights"))
+    task: Any = tasks.make_task(configure(clip_run, caption_drop=0.0))
+    (note,) = task.notes
+    assert note.startswith(f"1 of 4 captions have more than the text encoder's {LENGTH - 2} tokens, such as 'upper left, upper")
+    task.told(0, np.random.default_rng(0))
+    assert not recwarn.list
+
+
 def test_the_text_encoder_is_frozen_and_travels_with_the_run(clip_run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(clip_run, tmp_path / "clip")
     run = Run.create(tmp_path / "run", configure(copy))
@@ -323,8 +338,9 @@ def test_the_command_line_films_the_way_between_prompts(trained: Path, tmp_path:
 
 def test_the_command_line_says_what_was_dropped(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompt = "upper left, upper left, upper left, upper left, lit"
-    assert main(["sample", str(trained), "--prompt", prompt, "--n", "2", "--steps", "2", "--out", str(tmp_path / "a.png")]) == 0
-    lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    files = ["--out", str(tmp_path / "a.png"), "--attention", str(tmp_path / "b.png")]
+    assert main(["sample", str(trained), "--prompt", prompt, "--n", "2", "--steps", "2", *files]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "arning" in line or "dropped" in line]
     assert len(lines) == 1 and lines[0].startswith(f"tinydiff: warning: {prompt!r}") and "dropped" in lines[0]
 
 

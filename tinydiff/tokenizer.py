@@ -34,6 +34,10 @@ _PIECES = regex.compile(
 Pair = tuple[str, str]
 
 
+class Truncation(UserWarning):
+    """A caption has more tokens than fit, and its end is dropped."""
+
+
 def _byte_symbols() -> list[str]:
     """One printable character for each byte, as GPT-2 has them: its own where it is printable, else the next from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
@@ -158,7 +162,7 @@ class Tokenizer:
         return data.decode(errors="replace").rstrip(" ")
 
     def __call__(self, captions: str | Iterable[str]) -> np.ndarray:
-        """Captions to int64 (N, length): BOS, tokens, EOS, and EOS again to fill the row. Warns of what doesn't fit."""
+        """Captions to int64 (N, length): BOS, tokens, EOS, and EOS to fill the row. Warns (`Truncation`) of what doesn't fit."""
         captions = [captions] if isinstance(captions, str) else list(captions)
         rows = np.full((len(captions), self.length), self.eos, np.int64)
         for row, caption in zip(rows, captions):
@@ -166,9 +170,8 @@ class Tokenizer:
             kept = numbers[: self.length - 2]
             row[0], row[1 : 1 + len(kept)] = self.bos, kept
             if len(kept) < len(numbers):
-                warnings.warn(
-                    f"{caption!r} has {len(numbers)} tokens and {len(kept)} fit; dropped: {self.dropped(caption)!r}", stacklevel=2
-                )
+                what = f"{caption!r} has {len(numbers)} tokens and {len(kept)} fit; dropped: {self.dropped(caption)!r}"
+                warnings.warn(what, Truncation, stacklevel=2)
         return rows
 
     def dropped(self, caption: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import click
 
 from tinydiff import __version__
-from tinydiff.cli.options import find
+from tinydiff.cli.options import find, spoken_warnings
 
 # What a user's files and options can lead to; anything else is a bug of ours, and shown whole.
 MISTAKES = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, MemoryError, ImportError, LookupError, AttributeError)
@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = cli.main(args=arguments, prog_name="tinydiff", standalone_mode=False)
+        with spoken_warnings():
+            code = cli.main(args=arguments, prog_name="tinydiff", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as done:

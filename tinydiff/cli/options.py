@@ -94,12 +94,20 @@ def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
 
 @contextmanager
 def spoken_warnings() -> Iterator[None]:
-    """A block in which a warning is one line on stderr."""
+    """A block in which a warning is one line on stderr, and said once."""
     import warnings
 
+    said: set[str] = set()
+
+    def say(message: Warning | str, *where: Any, **more: Any) -> None:
+        line = " ".join(str(message).split())
+        if line not in said:
+            print("tinydiff: warning:", line, file=sys.stderr)
+        said.add(line)
+
     with warnings.catch_warnings():
-        warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = lambda message, *rest, **more: print(f"tinydiff: warning: {message}", file=sys.stderr)
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = say
         yield
 
 

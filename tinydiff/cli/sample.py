@@ -10,7 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
-from tinydiff.cli.options import MOST, Numbers, as_json, check_device, check_out, device, progress, spoken_warnings
+from tinydiff.cli.options import MOST, Numbers, as_json, check_device, check_out, device, progress
 from tinydiff.diffusion import SAMPLERS
 
 File = click.Path(dir_okay=False, path_type=Path)
@@ -136,17 +136,16 @@ def sample(
             "callback": count,
         }
         own_seeds = seeds if noise is None else [0] * len(noise)  # the path is all the noise there is
-        with spoken_warnings():
-            if not isinstance(pipeline, TextPipeline):
-                drawn = pipeline.draw(labels, own_seeds, noise=noise, frames=frames, **common, **given)
-            elif through is not None:
-                drawn = pipeline.walk(prompts, through, seeds[0], negative=negative or "", **common, **given)
-                n, labels = len(drawn), None
-            else:
-                assert labels is not None
-                told = [prompts[label] for label in labels]
-                more: dict[str, Any] = {"noise": noise, "frames": frames, "negative": negative or ""}
-                drawn = pipeline.draw(told, own_seeds, **more, **common, **given)
+        if not isinstance(pipeline, TextPipeline):
+            drawn = pipeline.draw(labels, own_seeds, noise=noise, frames=frames, **common, **given)
+        elif through is not None:
+            drawn = pipeline.walk(prompts, through, seeds[0], negative=negative or "", **common, **given)
+            n, labels = len(drawn), None
+        else:
+            assert labels is not None
+            told = [prompts[label] for label in labels]
+            more: dict[str, Any] = {"noise": noise, "frames": frames, "negative": negative or ""}
+            drawn = pipeline.draw(told, own_seeds, **more, **common, **given)
     settings = {
         "run": run,
         **({"prompt": list(prompts)} if prompts else {"class": chosen}),

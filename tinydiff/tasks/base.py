@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from tinydiff import __version__, data, images
+from tinydiff.data.captions import Captions
 from tinydiff.nn import Module
 from tinydiff.tensor import Tensor
+from tinydiff.tokenizer import Tokenizer, Truncation
 
 Config = dict[str, Any]
+SOME = 1000  # captions that are looked at for their length
 
 COMMON: Config = {
     "data": "digits",  # what `tinydiff.data.load` takes
@@ -137,3 +142,21 @@ def check_share(config: Config, name: str) -> None:
     """Refuse an option that is no share. Raises ValueError."""
     if not 0 <= config[name] <= 1:
         raise ValueError(f"option {name} = {config[name]}: it is a share; choose between 0 and 1")
+
+
+def notes_on_length(captions: Captions, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """What the user should hear of captions whose ends are dropped: a note, or none if all of them fit."""
+    some = captions.every()[:SOME]
+    cut = [caption for caption in some if tokenizer.dropped(caption)]
+    if not cut:
+        return ()
+    what = f"{len(cut)} of {len(some)} captions have more than the text encoder's {tokenizer.length - 2} tokens, such as"
+    return (f"{what} {cut[0]!r}; what is too much is not heard",)
+
+
+@contextmanager
+def cut_silently() -> Iterator[None]:
+    """A block, or function, in which captions are cut without a warning each: `notes_on_length` has told of them once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Truncation)
+        yield

@@ -16,7 +16,7 @@ from tinydiff.data.shapes import misleading
 from tinydiff.images import from_uint8
 from tinydiff.nn import Module
 from tinydiff.pipeline import check_card
-from tinydiff.tasks.base import Config, OnPictures, check_share
+from tinydiff.tasks.base import Config, OnPictures, check_share, cut_silently, notes_on_length
 from tinydiff.tensor import Tensor, as_tensor
 from tinydiff.tokenizer import BOS, END, EOS, Tokenizer, split
 
@@ -90,6 +90,7 @@ class ClipTask(OnPictures):
             self.tokenizer = Tokenizer.load(parts / TOKENIZER, length)
         else:
             self.tokenizer = Tokenizer.train(self.captions.every(), config["vocab_size"], length)
+        self.notes += notes_on_length(self.captions, self.tokenizer)
         self.background = background(self.data.images)
         self.pieces = _pieces(self.tokenizer, self.captions.every())
         self._ends = {number for symbol, number in self.tokenizer.vocab.items() if symbol.endswith(END)}
@@ -162,6 +163,7 @@ class ClipTask(OnPictures):
         seen = model.image_features(as_tensor(x).to(model.device))
         return contrastive_loss(seen, model.text_features(rows), model.logit_scale, same)
 
+    @cut_silently()
     def show(self, model: Module, step: int, folder: Path) -> dict[str, float]:
         """What `measure` finds; "guessing" is 1 if the loss is still that of vectors that say nothing."""
         assert isinstance(model, models.CLIP)

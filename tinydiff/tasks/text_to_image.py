@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,7 +11,7 @@ from tinydiff import data, images, models
 from tinydiff.nn import Module
 from tinydiff.pipeline import check_card
 from tinydiff.prompts import TextEncoder, TextPipeline
-from tinydiff.tasks.base import Config, check_share
+from tinydiff.tasks.base import Config, check_share, cut_silently, notes_on_length
 from tinydiff.tasks.denoising import Denoising, latent_unet
 
 UNET: Config = {
@@ -21,7 +20,6 @@ UNET: Config = {
     "attention_head_dim": 4,  # heads
     "norm_num_groups": 8,
 }
-SOME = 1000  # captions that are looked at for their length
 
 
 class TextToImageTask(Denoising):
@@ -47,11 +45,7 @@ class TextToImageTask(Denoising):
         self.captions = self.data.captions
         self.text = TextEncoder.load(parts) if parts is not None else TextEncoder.of_run(config["text"])
         check_card(self.card())
-        some = self.captions.every()[:SOME]
-        cut = [caption for caption in some if self.text.tokenizer.dropped(caption)]
-        if cut:
-            what = f"{len(cut)} of {len(some)} captions have more than the text encoder's {self.text.length - 2} tokens, such as"
-            self.notes = (*self.notes, f"{what} {cut[0]!r}; what is too much is not heard")
+        self.notes += notes_on_length(self.captions, self.text.tokenizer)
 
     def store(self, folder: Path) -> None:
         """See `Task`: the text encoder and its tokeniser, so that the run can draw on its own."""
@@ -68,15 +62,15 @@ class TextToImageTask(Denoising):
         network = {} if self.autoencoder is None else latent_unet(self.space.size, widths, "CrossAttn")
         return network | {"cross_attention_dim": self.text.width} | super().model_config()
 
+    @cut_silently()
     def told(self, step: int, rng: np.random.Generator) -> np.ndarray:
         """A caption of each picture as vectors (N, length, width); some are withheld, and say nothing: ""."""
         config, index = self.config, self.indices(step)
         dropped = rng.random(len(index)) < config["caption_drop"]
         captions = self.captions.draw(index, config["seed"], step)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the user has heard once that some are too long
-            return self.text(["" if drop else caption for drop, caption in zip(dropped, captions)])
+        return self.text(["" if drop else caption for drop, caption in zip(dropped, captions)])
 
+    @cut_silently()
     def show(self, model: Module, step: int, folder: Path) -> dict[str, float]:
         """Four pictures for each of eight captions that training never sees, a row for each."""
         test = data.load(self.config["data"], split="test", size=self.config["size"])
