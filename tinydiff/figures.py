@@ -21,15 +21,18 @@ if TYPE_CHECKING:
     from tinydiff.dream import PixelGradients
 
 Settings = Mapping[str, Any] | None
+LONGEST = 32  # characters of a label
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
-def _save(figure: Figure, path: str | Path, settings: Settings = None) -> None:
+def save(figure: Figure, path: str | Path, settings: Settings = None) -> None:
+    """Write it, atomically."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", pil_kwargs={"pnginfo": png_text(settings)})
     write_atomic(path, buffer.getvalue())
@@ -43,7 +46,7 @@ def loss_curve(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         raise ValueError("there is no step to draw a loss curve of")
     window = max(1, len(losses) // 50)
     sums = np.cumsum(np.concatenate([[0.0], losses]))
-    figure = _figure(7, 3.5)
+    figure = blank(7, 3.5)
     axes = figure.subplots()
     axes.plot(steps, losses, color="0.8", linewidth=0.6, label="each step")
     means = (sums[window:] - sums[:-window]) / window
@@ -51,25 +54,25 @@ def loss_curve(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     axes.set(xlabel="step", ylabel="loss", yscale="log", xlim=(0, steps[-1]))
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def probability_curve(probabilities: Sequence[float], name: str, path: str | Path, settings: Settings = None) -> None:
     """P(class | picture) at each step of a dream."""
-    figure = _figure(7, 3.5)
+    figure = blank(7, 3.5)
     axes = figure.subplots()
     axes.plot(probabilities)
     axes.set(xlabel="step", ylim=(-0.02, 1.02), xlim=(0, len(probabilities) - 1))
     axes.set_ylabel(f"P({name} | picture)", parse_math=False)
     axes.grid(alpha=0.3)
-    _save(figure, path, settings)
+    save(figure, path, settings)
 
 
 def pixel_gradient_figure(
     found: PixelGradients, picture: np.ndarray, name: str, path: str | Path, settings: Settings = None
 ) -> None:
     """The picture (H, W, C) in [-1, 1], its gradient by finite differences and by backward, and their difference."""
-    figure = _figure(11, 3.4)
+    figure = blank(11, 3.4)
     ways = f"by {found.evaluations:,} evaluations, or by one backward pass"
     figure.suptitle(f"How log P({name}) changes with each pixel: {ways}", parse_math=False)
     largest = float(np.abs(found.backward).max())
@@ -87,7 +90,12 @@ def pixel_gradient_figure(
         axes.axis("off")
         bar = figure.colorbar(shown, ax=axes, shrink=0.7)
         bar.ax.tick_params(labelsize=7)
-    _save(figure, path, settings)
+    save(figure, path, settings)
+
+
+def _short(text: str) -> str:
+    """Its beginning: a long label would leave no room for what it labels."""
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def score_map(
@@ -100,16 +108,17 @@ def score_map(
 ) -> None:
     """How well each caption fits each picture: cosines (N, M) of N pictures, uint8 (N, H, W, C), with M captions, as a heat map.
 
-    The best caption of each picture has a frame. `names` are written beside the pictures.
+    The best caption of each picture has a frame. `names` are written beside the pictures. Long texts are cut.
     """
     from matplotlib.patches import Rectangle
 
     n, m = scores.shape
-    figure = _figure(2.5 + 0.75 * m, 1.6 + 0.75 * n)
+    captions, names = [_short(caption) for caption in captions], [_short(name) for name in names] or [""] * n
+    figure = blank(1.8 + 0.07 * max(10, *map(len, names)) + 0.75 * m, 1.6 + 0.75 * n)
     axes = figure.subplots()
     shown = axes.imshow(scores, cmap="viridis", aspect="auto")
     axes.set_xticks(range(m), captions, rotation=40, ha="right", fontsize=8, parse_math=False)
-    axes.set_yticks(range(n), names or [""] * n, fontsize=8, parse_math=False)
+    axes.set_yticks(range(n), names, fontsize=8, parse_math=False)
     axes.tick_params(axis="y", pad=62, length=0)
     for row, picture in enumerate(pictures):
         beside = axes.inset_axes((-1.4, row - 0.42, 0.84, 0.84), transform=axes.transData)
@@ -121,7 +130,7 @@ def score_map(
         corner = (int(scores[row].argmax()) - 0.5, row - 0.5)
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="red", linewidth=1.5))
     figure.colorbar(shown, ax=axes, label="cosine", shrink=0.8)
-    _save(figure, path, settings)
+    save(figure, path, settings)
 
 
 def attention_figure(
@@ -132,7 +141,7 @@ def attention_figure(
     Within a row all maps have one scale, so a word that was looked at little stays dark.
     """
     columns = 1 + max(len(words) for _, words, _ in rows)
-    figure = _figure(1.2 * columns, 1.45 * len(rows))
+    figure = blank(1.2 * columns, 1.45 * len(rows))
     for (picture, words, maps), axes in zip(rows, figure.subplots(len(rows), columns, squeeze=False)):
         for plot in axes:
             plot.axis("off")
@@ -140,4 +149,4 @@ def attention_figure(
         for plot, word, seen in zip(axes[1:], words, np.moveaxis(maps, -1, 0)):
             plot.imshow(seen, cmap="inferno", vmin=maps.min(), vmax=maps.max())
             plot.set_title(word, fontsize=8, parse_math=False)
-    _save(figure, path, settings)
+    save(figure, path, settings)
