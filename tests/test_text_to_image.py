@@ -383,7 +383,9 @@ def test_the_demo_with_words_trains_the_chain_and_draws(
     command = ["demo", "--words", "--steps", "2", "--out", str(tmp_path / "demo"), "--prompt", "a seven"]
     assert main(command) == 0
     first = (tmp_path / "demo" / "words.png").read_bytes()
-    assert "words.png: a row each for 'a seven'" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "words.png: a row each for 'a seven'" in printed.out
+    assert "warning: the loss is that of guessing among a batch" in printed.err  # after two steps, the encoders'
     assert (tmp_path / "demo" / "attention.png").is_file()
     drawn = TextPipeline.load(tmp_path / "demo" / "run")
     assert drawn.space.size == (7, 7, 4) and drawn.text.hash == TextEncoder.of_run(tmp_path / "demo" / "clip").hash

@@ -81,10 +81,6 @@ def train(task: str, out: Path, minutes: float | None, steps: int | None, preset
             print(f"tinydiff: {note}", file=sys.stderr)
         run = Run.create(out, config)
     result = train_with_progress(run, f"tinydiff train {task} --out {out} --resume{again}", made, device)
-    if result.get("dead_channels"):
-        print(f"tinydiff: warning: {result['dead_channels']} channels of the latents carry nothing; {REVIVE}", file=sys.stderr)
-    if result.get("guessing"):
-        print(f"tinydiff: warning: the loss is that of guessing among a batch; {STUCK}", file=sys.stderr)
     print(json.dumps(result) if json_wanted else describe(out, result))
 
 
@@ -105,7 +101,10 @@ def describe(out: Path, result: dict[str, Any]) -> str:
 
 
 def train_with_progress(run: Any, again: str, task: Any = None, device: str = "cpu") -> dict[str, Any]:
-    """Train or go on; `again` is the command that goes on after an interruption. Returns the last step's figures."""
+    """Train or go on, and warn if little was learnt; `again` is the command that goes on after an interruption.
+
+    Returns the last step's figures.
+    """
     from tinydiff.pipeline import load_model, weights_hash
     from tinydiff.train import Interrupted, Trainer
     from tinydiff.train import train as run_training
@@ -124,6 +123,10 @@ def train_with_progress(run: Any, again: str, task: Any = None, device: str = "c
         except Interrupted as stop:
             print(f"tinydiff: {stop}. To go on: {again}", file=sys.stderr)
             raise click.exceptions.Exit(128 + stop.signal) from None  # as shells count
+    if last.get("dead_channels"):
+        print(f"tinydiff: warning: {last['dead_channels']} channels of the latents carry nothing; {REVIVE}", file=sys.stderr)
+    if last.get("guessing"):
+        print(f"tinydiff: warning: the loss is that of guessing among a batch; {STUCK}", file=sys.stderr)
     tail = losses[-100:]
     model, _ = load_model(run.path)
     return {
