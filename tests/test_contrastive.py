@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tinydiff as td
-from tinydiff import __version__, data, figures
+from tinydiff import __version__, data, figures, simarray
 from tinydiff.cli import cli, main
 from tinydiff.contrastive import Matcher, background, contrastive_loss, guessing, recalls, retrieval, same_pairs, zero_shot
 from tinydiff.data.captions import Captions
@@ -227,6 +230,53 @@ def test_search(walls: tuple[Path, Path], tmp_path: Path) -> None:
     for wrong, message in [(empty, "no picture in"), (tmp_path / "none", "no such folder")]:
         error = CliRunner().invoke(cli, ["search", str(run), "a", str(wrong)]).exception
         assert message in str(error)
+
+
+def test_search_goes_through_a_folder_in_batches(
+    walls: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many pictures at once as told, whatever can't be read, and the answers of all at once."""
+    run, folder = walls
+    shutil.copytree(folder, tmp_path / "walls")
+    for name in ("black.png", "e.png", "f.png"):  # the first two batches of two have one, and none
+        (tmp_path / "walls" / name).write_bytes(b"no picture")
+    command = ["search", str(run), "a green wall", str(tmp_path / "walls"), "--json"]
+    whole = json.loads(CliRunner().invoke(cli, command, catch_exceptions=False).stdout)
+    assert whole["searched"] == 5
+    sizes: list[int] = []
+    seen: list[tuple[int, int]] = []
+
+    @contextmanager
+    def bar(what: str) -> Iterator[Any]:
+        yield lambda done, total, note: seen.append((done, total))
+
+    images = Matcher.images
+    monkeypatch.setattr(Matcher, "images", lambda self, x: sizes.append(len(x)) or images(self, x))
+    monkeypatch.setattr("tinydiff.contrastive.BATCH", 2)
+    monkeypatch.setattr("tinydiff.cli.score.progress", bar)
+    parts = json.loads(CliRunner().invoke(cli, command, catch_exceptions=False).stdout)
+    assert sizes == [1, 2, 2] and seen == [(done, 8) for done in range(1, 9)]
+    assert [row["picture"] for row in parts["found"]] == [row["picture"] for row in whole["found"]]
+    np.testing.assert_allclose([row["score"] for row in parts["found"]], [row["score"] for row in whole["found"]], atol=1e-5)
+
+
+def test_commands_take_a_device(walls: tuple[Path, Path], tmp_path: Path) -> None:
+    run, folder = walls
+    red, blue = str(folder / "red.png"), str(folder / "blue.png")
+    for command, answer in (
+        (["score", str(run), red, blue, "--out", str(tmp_path / "a.png"), "--captions", "a red wall", "a wall"], "scores"),
+        (["search", str(run), "a green wall", str(folder)], "score"),
+        (["eval", str(run)], "plain_recall_1"),
+    ):
+        rows = []
+        for device in ("cpu", "cudasim"):
+            with simarray.recorded_copies() as copies:
+                done = CliRunner().invoke(cli, [*command, "--device", device, "--json"], catch_exceptions=False)
+            assert bool(copies) == (device == "cudasim")
+            found = json.loads(done.stdout)
+            rows.append(found.get("pictures") or found.get("found") or [found])
+        assert rows[0] and [row.get("picture") for row in rows[0]] == [row.get("picture") for row in rows[1]]
+        np.testing.assert_allclose([row[answer] for row in rows[1]], [row[answer] for row in rows[0]], atol=1e-4)
 
 
 def test_what_was_dropped_is_said_once_and_in_one_line(

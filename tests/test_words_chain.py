@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinydiff import cache, faithfulness, images, io, tasks, train
+from tinydiff import cache, faithfulness, images, io, simarray, tasks, train
 from tinydiff.cli import main
 from tinydiff.data import sources
 from tinydiff.data.captions import Captions
@@ -223,6 +223,19 @@ def test_with_captions_swapped_the_score_falls(chain: dict[str, Path], place: st
         )
     found = judged(chain["words"], chain["judge"])
     assert found["recall_1"] <= 0.2 and found["unseen_recall_1"] <= 0.2
+
+
+def test_the_judge_looks_where_it_is_told_to(chain: dict[str, Path]) -> None:
+    pipeline = TextPipeline.load(chain["words"])
+    pictures, found = lamps(16, "train").images, []
+    for device in ("cpu", "cudasim"):
+        given, _ = faithfulness.exams(pipeline, "lamps", 16, "classifier", chain["judge"], device)
+        with simarray.recorded_copies() as copies:
+            found.append(given[""].mark(pictures[:8]))
+        assert bool(copies) == (device == "cudasim")
+    names = sorted(name for name in found[0] if "recall" in name)
+    assert len(names) == 4
+    np.testing.assert_allclose([found[1][name] for name in names], [found[0][name] for name in names], atol=0.13)  # one of eight
 
 
 def test_the_judge_s_ranks() -> None:

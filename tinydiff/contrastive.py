@@ -80,9 +80,9 @@ class Matcher:
         self.shape: tuple[int, int, int] = tuple(card["shape"])
 
     @classmethod
-    def load(cls, run: str | Path) -> Matcher:
-        """From a run folder of `tinydiff train clip`. Raises ValueError for one that holds something else."""
-        model, card = load_model(run, "clip")
+    def load(cls, run: str | Path, device: str = "cpu") -> Matcher:
+        """From a run folder of `tinydiff train clip`; it computes on `device`. Raises ValueError for one of something else."""
+        model, card = load_model(run, "clip", device)
         assert isinstance(model, CLIP)
         length = model.text_model.length
         return cls(model, Tokenizer.load(model_folder(run) / TOKENIZER, length), card)
@@ -202,9 +202,9 @@ def background(images: np.ndarray) -> float:
     return float(np.median(border) / 127.5 - 1)
 
 
-def evaluate_clip(run: str | Path, n: int, spec: str | None = None) -> dict[str, Any]:
+def evaluate_clip(run: str | Path, n: int, spec: str | None = None, device: str = "cpu") -> dict[str, Any]:
     """`measure` of a run, on what it was trained on unless `spec` says otherwise."""
-    matcher = Matcher.load(run)
+    matcher = Matcher.load(run, device)
     chosen = spec or matcher.card["data"]
     size = matcher.card["size"] if spec is None else None
     return {"task": "clip"} | measure(matcher, chosen, size, n) | {"data": chosen, "weights": matcher.hash}

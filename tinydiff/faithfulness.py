@@ -117,7 +117,7 @@ def exams(
             f"pictures of {spec!r} are judged by encoders that the run never met: give --judge CLIP_RUN, trained with "
             "another --seed than the run's own"
         )
-    matcher = Matcher.load(judge)
+    matcher = Matcher.load(judge, device)
     if weights_hash(matcher.model.text_encoder()) == pipeline.text.hash:
         raise ValueError(f"the judge {judge} has the text encoder that the run itself listens to; train one with another --seed")
     if matcher.shape != pipeline.space.shape:

@@ -68,7 +68,7 @@ def evaluate(
     elif task == "clip":
         from tinydiff.contrastive import evaluate_clip
 
-        result = evaluate_clip(run, n, spec)
+        result = evaluate_clip(run, n, spec, device)
     else:
         with progress("drawing") as update:
             done = 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from tinydiff.cli.options import as_json, check_out
+from tinydiff.cli.options import as_json, check_device, check_out, device, progress
 
 Picture = click.Path(path_type=Path)
 File = click.Path(dir_okay=False, path_type=Path)
@@ -39,8 +39,9 @@ class Words(click.Command):
 @click.argument("pictures", nargs=-1, required=True, type=Picture, metavar="PICTURE ...")
 @click.option("--captions", multiple=True, required=True, metavar="TEXT ...", help="What may be said of them.")
 @click.option("--out", type=File, help="PNG: the table as a heat map.  [default: score.png]")
+@device
 @as_json
-def score(run: str, pictures: tuple[Path, ...], captions: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+def score(run: str, pictures: tuple[Path, ...], captions: tuple[str, ...], out: Path | None, device: str, as_json: bool) -> None:
     """How well each caption fits each PICTURE, by RUN's encoders: the cosine of their vectors.
 
     tinydiff score RUN a.png b.png --captions "a hungry dinosaur" "a soaring bird"
@@ -48,6 +49,7 @@ def score(run: str, pictures: tuple[Path, ...], captions: tuple[str, ...], out: 
     from tinydiff import __version__, figures
     from tinydiff.contrastive import Matcher
 
+    check_device(device)
     if max(len(pictures), len(captions)) <= MOST:
         out = out or Path("score.png")
     elif out is not None:
@@ -56,7 +58,7 @@ def score(run: str, pictures: tuple[Path, ...], captions: tuple[str, ...], out: 
         print(f"tinydiff: no heat map is drawn, as it has at most {MOST} pictures and captions", file=sys.stderr)
     if out is not None:
         check_out(out, *pictures)
-    matcher = Matcher.load(run)
+    matcher = Matcher.load(run, device)
     read = np.stack([matcher.read(path) for path in pictures])
     scores = matcher.scores(read, captions)
     if out is not None:
@@ -95,28 +97,36 @@ def _print_table(pictures: tuple[Path, ...], captions: tuple[str, ...], scores: 
 @click.argument("text")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--n", type=click.IntRange(min=1), default=10, show_default=True, help="How many to show.")
+@device
 @as_json
-def search(run: str, text: str, folder: Path, n: int, as_json: bool) -> None:
+def search(run: str, text: str, folder: Path, n: int, device: str, as_json: bool) -> None:
     """The pictures in FOLDER that TEXT fits best, by RUN's encoders, best first."""
-    from tinydiff.contrastive import Matcher
+    from tinydiff.contrastive import BATCH, Matcher
     from tinydiff.data.folders import find_pictures
 
+    check_device(device)
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
-    matcher = Matcher.load(run)
-    paths, read = [], []
-    for path in find_pictures(folder):
-        try:
-            read.append(matcher.read(path))
-            paths.append(path)
-        except (ValueError, OSError) as error:
-            print(f"tinydiff: skipped: {error}", file=sys.stderr)
-    if not paths:
+    matcher = Matcher.load(run, device)
+    said, paths = matcher.texts([text])[0], find_pictures(folder)
+    scores: dict[Path, float] = {}
+    with progress("searching") as update:
+        for start in range(0, len(paths), BATCH):
+            read: dict[Path, np.ndarray] = {}
+            for done, path in enumerate(paths[start : start + BATCH], start + 1):
+                try:
+                    read[path] = matcher.read(path)
+                except (ValueError, OSError) as error:
+                    print(f"tinydiff: skipped: {error}", file=sys.stderr)
+                update(done, len(paths), "")
+            if read:
+                scores |= zip(read, (matcher.images(np.stack(list(read.values()))) @ said).tolist())
+    if not scores:
         raise ValueError(f"there is no picture in {folder} that can be read")
-    scores = matcher.scores(np.stack(read), [text])[:, 0]
-    found = [{"picture": str(paths[i]), "score": round(float(scores[i]), 6)} for i in np.argsort(-scores, kind="stable")[:n]]
+    best = sorted(scores, key=lambda path: -scores[path])[:n]
+    found = [{"picture": str(path), "score": round(scores[path], 6)} for path in best]
     if as_json:
-        print(json.dumps({"run": run, "text": text, "searched": len(paths), "found": found}))
+        print(json.dumps({"run": run, "text": text, "searched": len(scores), "found": found}))
         return
     for row in found:
         print(f"{row['score']:7.3f}  {row['picture']}")
