@@ -311,12 +311,23 @@ def blas_warnings() -> list[str]:
     forced = os.environ.get("OPENBLAS_CORETYPE")
     if forced:
         warnings.append(f"OPENBLAS_CORETYPE={forced} forces BLAS's choice of kernel; unset it unless it is known to be the best")
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    for library in threadpoolctl.threadpool_info():
-        kernel = str(library.get("architecture"))
-        if library.get("internal_api") == "openblas" and "avx512f" in flags and kernel in OLDER:
-            warnings.append(f"BLAS runs its {kernel} kernel, though this processor has AVX-512; expect half of sgemm's speed")
+    flags = processor_flags()
+    kernels = [lib.get("architecture") for lib in threadpoolctl.threadpool_info() if lib.get("internal_api") == "openblas"]
+    for kernel in kernels:
+        has = (
+            "AVX-512" if "avx512f" in flags and kernel in AVX2 | OLDER else "AVX2" if "avx2" in flags and kernel in OLDER else ""
+        )
+        if has:
+            warnings.append(
+                f"BLAS runs its {kernel} kernel, though this processor has {has}; expect half of sgemm's speed or less"
+            )
     return warnings
+
+
+def processor_flags() -> set[str]:
+    """What the processor can do, as Linux names it; nothing where that isn't known."""
+    info = Path("/proc/cpuinfo")
+    return set(info.read_text().split()) if info.exists() else set()
 
 
 def load_warnings() -> list[str]:
@@ -327,7 +338,10 @@ def load_warnings() -> list[str]:
     return [f"something else is running (load {load:.1f}): expect unsteady times, above all where threads wait for each other"]
 
 
-OLDER = ("Prescott", "Core2", "Nehalem", "Sandybridge", "Haswell", "Zen", "Barcelona", "Bulldozer", "Excavator")
+# OpenBLAS's kernels for x86 by what they are written for: AVX2, or less.
+AVX2 = {"Haswell", "Zen", "Excavator"}
+OLDER = {"Katmai", "Coppermine", "Northwood", "Banias", "Prescott", "Atom", "Nano", "Core2", "Penryn", "Dunnington", "Nehalem"}
+OLDER |= {"Athlon", "Opteron", "Opteron_SSE3", "Barcelona", "Bobcat", "Bulldozer", "Piledriver", "Steamroller", "Sandybridge"}
 
 
 # Showing, keeping and comparing.

@@ -172,6 +172,31 @@ def test_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert harness.load_warnings() == []
 
 
+@pytest.mark.parametrize(
+    ("kernel", "flags", "has"),
+    [
+        ("SkylakeX", {"avx2", "avx512f"}, None),
+        ("Haswell", {"avx2", "avx512f"}, "AVX-512"),
+        ("Sandybridge", {"avx2", "avx512f"}, "AVX-512"),
+        ("Haswell", {"avx", "avx2"}, None),
+        ("Zen", {"avx", "avx2"}, None),
+        ("Nehalem", {"avx", "avx2"}, "AVX2"),
+        ("Bulldozer", {"avx", "avx2"}, "AVX2"),
+        ("Sandybridge", {"avx"}, None),
+        ("neoversen1", set(), None),
+    ],
+)
+def test_a_kernel_of_blas_below_the_processor_is_said(
+    kernel: str, flags: set[str], has: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    libraries = [{"internal_api": "openblas", "architecture": kernel}, {"internal_api": "openmp"}]
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    monkeypatch.setattr(harness.threadpoolctl, "threadpool_info", lambda: libraries)
+    monkeypatch.setattr(harness, "processor_flags", lambda: flags)
+    found = harness.blas_warnings()
+    assert [(kernel in text, f"has {has};" in text) for text in found] == ([(True, True)] if has else [])
+
+
 def test_torch_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(RuntimeError, match="pip install torch"):
