@@ -312,15 +312,12 @@ def blas_warnings() -> list[str]:
     if forced:
         warnings.append(f"OPENBLAS_CORETYPE={forced} forces BLAS's choice of kernel; unset it unless it is known to be the best")
     flags = processor_flags()
-    kernels = [lib.get("architecture") for lib in threadpoolctl.threadpool_info() if lib.get("internal_api") == "openblas"]
-    for kernel in kernels:
-        has = (
-            "AVX-512" if "avx512f" in flags and kernel in AVX2 | OLDER else "AVX2" if "avx2" in flags and kernel in OLDER else ""
-        )
-        if has:
-            warnings.append(
-                f"BLAS runs its {kernel} kernel, though this processor has {has}; expect half of sgemm's speed or less"
-            )
+    for library in threadpoolctl.threadpool_info():
+        kernel = str(library.get("architecture"))
+        above = [name for flag, name, below in VECTORS if flag in flags and kernel in below]
+        if library.get("internal_api") == "openblas" and above:
+            text = f"BLAS runs its {kernel} kernel, though this processor has {above[0]}; expect half of sgemm's speed or less"
+            warnings.append(text)
     return warnings
 
 
@@ -342,6 +339,7 @@ def load_warnings() -> list[str]:
 AVX2 = {"Haswell", "Zen", "Excavator"}
 OLDER = {"Katmai", "Coppermine", "Northwood", "Banias", "Prescott", "Atom", "Nano", "Core2", "Penryn", "Dunnington", "Nehalem"}
 OLDER |= {"Athlon", "Opteron", "Opteron_SSE3", "Barcelona", "Bobcat", "Bulldozer", "Piledriver", "Steamroller", "Sandybridge"}
+VECTORS = (("avx512f", "AVX-512", AVX2 | OLDER), ("avx2", "AVX2", OLDER))  # flag, its name, and the kernels that don't use it
 
 
 # Showing, keeping and comparing.
