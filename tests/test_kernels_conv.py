@@ -1,15 +1,18 @@
 """The convolution and product kernels against plain float64 loops, and against each other by the adjoint identity."""
 
+import json
 import os
 import subprocess
 import sys
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from llvmlite import binding
 
-from tinydiff.kernels import conv, gemm, memory
+from tinydiff.kernels import conv, gemm, memory, microkernel
 from tinydiff.kernels import winograd_tiles as tiles
 from tinydiff.kernels.microkernel import LANES
 
@@ -479,12 +482,91 @@ def test_zero_sizes_are_declined():
     assert gemm.matmul(np.ones((3, 0), np.float32), np.ones((0, 2), np.float32)) is NotImplemented
 
 
-def test_one_compilation_serves_every_process(tmp_path):
+_NARROW = """
+import json, sys
+import numpy as np
+from numba.core import event
+
+compiled = []
+class Listener(event.Listener):
+    on_start = lambda self, e: compiled.append(e)
+    on_end = lambda self, e: None
+event.register("numba:run_pass", Listener())
+from tinydiff.kernels import conv, gemm, microkernel
+
+given, (folder,) = np.load(sys.argv[1]), sys.argv[2:]
+x, w, g = (given[name] for name in "xwg")
+found = {"product": gemm.matmul(given["a"], given["b"])}
+for force in ("direct", "winograd_f2", "winograd_f4"):
+    options = {"stride": (1, 1), "padding": ((1, 1), (1, 1)), "force": force}
+    found[f"{force} forward"] = conv.conv2d(x, w, **options)
+    found[f"{force} input"] = conv.conv2d_input_grad(g, w, input_size=x.shape[1:3], **options)
+    found[f"{force} weight"] = conv.conv2d_weight_grad(x, g, kernel_size=(3, 3), **options)
+np.savez(folder + "/found.npz", **found)
+print(json.dumps({"compiled": len(compiled), "lanes": microkernel.LANES}))
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """Two processes with a cache of their own and, where the processor has it, AVX2 at most: what they say, and the results."""
+    folder, rng = tmp_path_factory.mktemp("elsewhere"), np.random.default_rng(0)
+    given = {"x": (2, 13, 11, 19), "w": (3, 3, 19, 35), "g": (2, 13, 11, 35), "a": (1021, 70), "b": (70, 35)}
+    given = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in given.items()}
+    np.savez(folder / "given.npz", **given)
+    environment = os.environ | {"TINYDIFF_CACHE_DIR": str(folder), "TINYDIFF_QUIET": "1"}
+    if binding.get_host_cpu_features().get("avx2"):
+        environment |= {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma"}
+    command = [sys.executable, "-c", _NARROW, folder / "given.npz", folder]
+    runs = [subprocess.run(command, env=environment, capture_output=True, text=True) for _ in range(2)]
+    assert [run.returncode for run in runs] == [0, 0], runs[0].stderr
+    return [json.loads(run.stdout) for run in runs], given, dict(np.load(folder / "found.npz"))
+
+
+def test_one_compilation_serves_every_process(elsewhere):
     """A second process finds every kernel in the disk cache."""
-    program = "from numba.core import event\nseen = []\n"
-    program += "class L(event.Listener):\n    on_start = lambda self, e: seen.append(e)\n    on_end = lambda self, e: None\n"
-    program += "event.register('numba:run_pass', L())\nfrom tinydiff.kernels import conv, gemm\nprint(len(seen))"
-    environment = os.environ | {"TINYDIFF_CACHE_DIR": str(tmp_path), "TINYDIFF_QUIET": "1"}
-    runs = [subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True) for _ in range(2)]
-    first, second = (int(run.stdout) for run in runs)
-    assert first > 0 and second == 0
+    first, second = elsewhere[0]
+    assert first["compiled"] > 0 and second["compiled"] == 0
+
+
+def test_vectors_of_avx2_give_the_same_numbers(elsewhere):
+    (first, _), given, found = elsewhere
+    if not binding.get_host_cpu_features().get("avx2"):
+        pytest.skip("no processor with AVX2")
+    assert first["lanes"] == 8
+    x, w, g, a, b = (array.astype(np.float64) for array in given.values())
+    stride, padding = (1, 1), ((1, 1), (1, 1))
+    expected = {
+        "forward": naive_conv2d(x, w, stride, padding),
+        "input": naive_input_grad(g, w, x.shape[1:3], stride, padding),
+        "weight": naive_weight_grad(x, g, (3, 3), stride, padding),
+        "product": a @ b,
+    }
+    assert len(found) == 10
+    for name, array in found.items():
+        wanted = expected[name.split()[-1]]
+        np.testing.assert_allclose(array, wanted, atol=2e-5 * np.abs(wanted).max(), err_msg=name)
+
+
+def test_tiles_fit_the_processor_that_was_chosen(monkeypatch):
+    """Numba's features are "" for a generic processor, which has no wide vectors even on a host that has them."""
+    for features, lanes in (("", 4), ("+avx,+avx2,+fma", 8), ("+avx2,+avx512f", 16)):
+        monkeypatch.setattr(numba.config, "CPU_FEATURES", features)
+        assert microkernel._registers()[0] == lanes
+
+
+def test_without_a_cache_that_can_be_written_kernels_are_compiled_in_a_folder_that_goes(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "kernel.py").write_text(
+        "from numba import config\nfrom tinydiff.kernels import jit\n"
+        'double = jit.njit(["float64(float64)"])(lambda x: 2 * x)\n'
+        "print(double(21), config.CACHE_DIR)\n"
+    )
+    environment = os.environ | {"TINYDIFF_CACHE_DIR": str(tmp_path / "file" / "below"), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, tmp_path / "kernel.py"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    value, folder = done.stdout.split()
+    assert value == "42.0" and os.path.dirname(folder) == str(tmp_path)
+    assert "Traceback" not in done.stderr
+    assert not os.path.exists(folder)

@@ -34,7 +34,7 @@ ROUNDING = {"direct": 3e-8, "shift_add": 3e-8, "winograd_f2": 3e-8, "winograd_f4
 """Root mean square error of a result over its standard deviation, at most, per root of the number of products summed."""
 
 precise = False
-"""Set True to keep away from Winograd's 4×4 tiles, at either stride: up to four times the rounding error of a plain sum, in the
+"""Set True to keep away from Winograd's 4×4 tiles, at either stride: some five times the rounding error of a plain sum, in the
 worst place ten times."""
 
 SLAB = 64 * 1024  # floats: the input under a band of rows, together with what it is multiplied with, stays in L2

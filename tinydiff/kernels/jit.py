@@ -7,10 +7,12 @@ written, kernels are compiled anew in a temporary folder and everything else wor
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import hashlib
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -27,7 +29,7 @@ FASTMATH = {"contract", "reassoc", "arcp"}
 
 
 def cache_folder() -> Path:
-    """The folder that compiled kernels are kept in, made if it can be, else a temporary one."""
+    """The folder that compiled kernels are kept in, made if it can be, else a temporary one that goes with the process."""
     digest = hashlib.sha256(numba.__version__.encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
@@ -38,7 +40,9 @@ def cache_folder() -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError:
-        return Path(tempfile.mkdtemp(prefix="tinydiff-kernels-"))
+        folder = Path(tempfile.mkdtemp(prefix="tinydiff-kernels-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
 
 class _Notice(event.Listener):

@@ -21,7 +21,8 @@ I16, I32, I64, F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatTyp
 
 def _registers() -> tuple[int, int, int, int]:
     """Floats in a vector, rows of the largest tile, rows of a transposed one and vectors across both, for this processor."""
-    features = (numba.config.CPU_FEATURES or llvmlite.binding.get_host_cpu_features().flatten()).split(",")
+    chosen = numba.config.CPU_FEATURES  # "" for a generic processor
+    features = (llvmlite.binding.get_host_cpu_features().flatten() if chosen is None else chosen).split(",")
     if "+avx512f" in features:
         return 16, 14, 12, 2  # 28 and 24 accumulators of 32 registers
     if "+avx2" in features or "+fma" in features:
