@@ -138,7 +138,8 @@ def _transform_images(x, height, width, c, top, left, ho, wo, order, first, last
         source = x + 4 * ((image * height + y) * width + x0) * c
         target = v + 4 * (t - first) * stride
         rows, cols = _bits(y, under_y, height), _bits(x0, under_x, width)
-        whole = channels // LANES * LANES if rows == (1 << under_y) - 1 and cols == (1 << under_x) - 1 else 0
+        inside = my == mx == tile and rows == (1 << under_y) - 1 and cols == (1 << under_x) - 1
+        whole = channels // LANES * LANES if inside else 0
         for k in range(0, whole, LANES):
             to = target + 4 * k
             transform.image_to_v(down, across, source + 4 * k, width * c, c, 0, 0, 0, to, n_points * plane, plane, 0, 0, 0)

@@ -171,13 +171,15 @@ def _transposed(matrix: Matrix) -> Matrix:
     return [list(column) for column in zip(*matrix)]
 
 
-_FORWARD = F2, F4, DOWN, NEAREST
-_WHOLE = {16 * kind + TILE[kind]: MATRICES[16 * kind + TILE[kind]] for kind in _FORWARD}
-image_to_v = transform("image", {key: b for key, (_, _, b) in MATRICES.items()})
+_WHOLE = {16 * kind + tile: MATRICES[16 * kind + tile] for kind, tile in enumerate(TILE)}
+_TRAINED = F2, F4, DOWN, NEAREST  # the others are for gradients by inputs
+image_to_v = transform("image", {key: b for key, (_, _, b) in _WHOLE.items()})
 image_edge_to_v = transform("image_edge", {key: b for key, (_, _, b) in MATRICES.items()}, edges=True)
 m_to_pixels = transform("pixels", {key: a for key, (a, _, _) in MATRICES.items()}, final=True)
 gradient_to_d = transform(
-    "gradient", {key: _transposed(a) for key, (a, _, _) in MATRICES.items() if key // 16 in _FORWARD}, edges=True
+    "gradient", {key: _transposed(a) for key, (a, _, _) in MATRICES.items() if key // 16 in _TRAINED}, edges=True
 )
-weights_to_u = transform("weights", {key: g for key, (_, g, _) in _WHOLE.items()})
-sums_to_weights = transform("weights_grad", {key: _transposed(g) for key, (_, g, _) in _WHOLE.items()}, final=True)
+weights_to_u = transform("weights", {key: g for key, (_, g, _) in _WHOLE.items() if key // 16 in _TRAINED})
+sums_to_weights = transform(
+    "weights_grad", {key: _transposed(g) for key, (_, g, _) in _WHOLE.items() if key // 16 in _TRAINED}, final=True
+)
