@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import tinydiff as td
-from benchmarks.harness import Bench, Case, Row, Side, difference
+from benchmarks.harness import Bench, Case, Row, Side, aligned, difference
 
 Forward = Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]
 USERS: dict[str, Forward] = {}
@@ -136,8 +136,9 @@ def arrays(shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """x (N, H, W, C), w (K, K, C, O) scaled so that the result has unit variance, gy (N, Ho, Wo, O)."""
     rng = np.random.default_rng(0)
     n, h, w, c, o, k = shape[:6]
-    weight = rng.standard_normal((k, k, c, o), np.float32) / np.float32((c * k * k) ** 0.5)
-    return rng.standard_normal((n, h, w, c), np.float32), weight, rng.standard_normal((n, *shape.out, o), np.float32)
+    x, weight, gy = (aligned(rng.standard_normal(size)) for size in ((n, h, w, c), (k, k, c, o), (n, *shape.out, o)))
+    weight /= (c * k * k) ** 0.5
+    return x, weight, gy
 
 
 def direction_cases(bench: Bench, shape: Shape) -> list[Case]:

@@ -222,6 +222,15 @@ class Bench:
             row["share_of_copy"] = row["gbs"] / self.copy
 
 
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy that begins on a cache line, as results of ops do on both sides; where NumPy's begin is chance."""
+    from tinydiff.kernels.memory import empty
+
+    made = empty(*array.shape)
+    made[...] = array
+    return made
+
+
 def count_work(run: Callable[[], Any]) -> tuple[float, float]:
     """Floating-point operations of our ops in a call, and bytes that they read and write; the optimiser is none of them."""
     from tinydiff.hooks import profile

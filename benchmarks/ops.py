@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import tinydiff as td
-from benchmarks.harness import Bench, Case, Side
+from benchmarks.harness import Bench, Case, Side, aligned
 from tinydiff.nn import Parameter
 from tinydiff.optim import EMA, AdamW
 
@@ -46,7 +46,7 @@ class Work:
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
     """Standard normal, float32."""
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+    return aligned(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
 
 def image(n: int, size: int, channels: int) -> np.ndarray:

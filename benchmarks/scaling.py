@@ -11,8 +11,12 @@ from typing import Any
 from benchmarks.harness import Bench, Row
 from benchmarks.train import Batch, make_batch, preset, step_case
 
-SIZE, CHANNELS, BATCH = 32, 64, 8
 SWEEPS = {"resolution": (8, 16, 32, 64, 128, 160), "channels": (16, 32, 64, 128, 256, 320), "batch": (1, 4, 8, 16, 32, 40)}
+REST = {  # of each sweep's networks and batches, so that a decade begins with some milliseconds of arithmetic
+    "resolution": {"channels": 64, "batch": 16},
+    "channels": {"resolution": 64, "batch": 8},
+    "batch": {"resolution": 32, "channels": 64},
+}
 LARGEST_SPREAD = 2.0
 
 
@@ -23,9 +27,9 @@ def network(channels: int) -> dict[str, Any]:
 
 def measure(bench: Bench, what: str, value: int) -> Row:
     """A step with one of the three changed."""
-    size = value if what == "resolution" else SIZE
-    config = network(value if what == "channels" else CHANNELS)
-    batch = make_batch(value if what == "batch" else BATCH, config, size)
+    chosen = REST[what] | {what: value}
+    config = network(chosen["channels"])
+    batch = make_batch(chosen["batch"], config, chosen["resolution"])
     case = step_case(bench, f"{what} {value}", config, batch, target=None)
     case.suite, case.extra = "scaling", {"sweep": what, "value": value, "flops": case.flops}
     row = bench.run(case)
