@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 import tinydiff as td
-from tinydiff import data, faithfulness, figures, hooks, images, io, tasks, train
+from tests.test_train import check_checkpointing
+from tinydiff import data, faithfulness, figures, images, io, tasks, train
 from tinydiff.cli import main
 from tinydiff.data import shapes, sources
 from tinydiff.data.captions import Captions
@@ -200,16 +201,7 @@ def test_the_text_encoder_is_frozen_and_travels_with_the_run(clip_run: Path, tmp
 
 
 def test_checkpointed_training_is_the_same(clip_run: Path) -> None:
-    def gradients(checkpointing: bool) -> list[np.ndarray]:
-        task = tasks.make_task(configure(clip_run, gradient_checkpointing=checkpointing))
-        model = task.build()
-        with hooks.profile() as seen:
-            task.loss(model, 0).backward()
-        assert any(row.phase == "recompute" for row in seen.rows) is checkpointing
-        return [p.grad.numpy() for p in model.parameters()]
-
-    for a, b in zip(gradients(False), gradients(True)):
-        np.testing.assert_array_equal(a, b)
+    check_checkpointing(lambda checkpointing: configure(clip_run, gradient_checkpointing=checkpointing))
 
 
 def test_a_resumed_run_ends_in_the_same_bits(clip_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
